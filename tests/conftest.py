@@ -1,0 +1,128 @@
+"""What the tests share: an app on a file of its own, and real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+PROGRAM = HERE.parent / "ticketboss.py"
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE))
+
+import ticketboss  # noqa: E402 -- only now can it be found
+
+SEEDED = "node-meetup-2025"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The sizes of the long proofs."""
+    parser.addoption("--middling", action="store_true", help="as .ci/run does")
+    parser.addoption("--long", action="store_true", help="the largest sizes")
+
+
+@pytest.fixture
+def pick(request: pytest.FixtureRequest) -> Callable[[int, int, int], int]:
+    """pick(small, middling, large): the size that this run was asked for."""
+    def pick(small: int, middling: int, large: int) -> int:
+        if request.config.getoption("--long"):
+            return large
+        return middling if request.config.getoption("--middling") else small
+    return pick
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """Where this test's database is, once somebody makes it."""
+    return tmp_path / "db.json"
+
+
+@pytest.fixture
+def make_app(db: Path) -> Callable[..., Any]:
+    """make_app(**settings): an app on this test's database; again: another on it."""
+    def make_app(**settings: Any) -> Any:
+        told = {"db": str(db), "quiet": True, "by_hand": True} | settings
+        return ticketboss.create_app(ticketboss.Settings(**told))
+    return make_app
+
+
+@pytest.fixture
+def client(make_app: Callable[..., Any]) -> Any:
+    """A test client of an app with the default settings."""
+    return make_app().test_client()
+
+
+@pytest.fixture
+def saved(db: Path) -> Callable[[], dict[str, Any]]:
+    """saved(): what the file says now."""
+    return lambda: json.loads(db.read_text())
+
+
+class Server:
+    """A real `python ticketboss.py` at a free port, and a small client of it."""
+
+    def __init__(self, db: Path, *options: str, **env: str) -> None:
+        self.db = db
+        self.process = subprocess.Popen(  # noqa: S603 -- our own program
+            [sys.executable, str(PROGRAM), "--db", str(db), "--port", "0", *options],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **env}, cwd=db.parent)
+        self.banner = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.banner += line
+            if found := re.search(r"http://\S+", line):
+                self.url = found[0]
+                break
+        else:
+            assert self.process.stderr is not None
+            raise AssertionError(self.banner + self.process.stderr.read())
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str
+            ) -> tuple[int, Any, dict[str, str]]:
+        """The status, the parsed JSON (or text, or None), and the headers."""
+        data = body if isinstance(body, bytes) else (
+            None if body is None else json.dumps(body).encode())
+        request = urllib.request.Request(  # noqa: S310 -- http, to ourselves
+            self.url + path, data, {k.replace("_", "-"): v for k, v in headers.items()},
+            method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                status, raw, head = answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            status, raw, head = error.code, error.read(), error.headers
+            error.close()
+        is_json = "json" in (head.get("Content-Type") or "")
+        told = json.loads(raw) if is_json else (raw.decode() or None)
+        return status, told, dict(head)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
+        """End it; its exit status, and what it printed since the banner."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def serve(db: Path) -> Iterator[Callable[..., Server]]:
+    """serve(*options, db=None, **env): a running server, ended after the test."""
+    running: list[Server] = []
+
+    def serve(*options: str, db: Path = db, **env: str) -> Server:
+        running.append(Server(db, "--quiet", *options, **env))
+        return running[-1]
+    yield serve
+    for server in running:
+        server.stop(signal.SIGKILL)

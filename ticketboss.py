@@ -1,0 +1,2002 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["click>=8.1", "filelock>=4", "flask>=3.1", "flask-limiter>=4",
+#   "msgspec>=0.20", "pyjwt>=2.10", "waitress>=3"]
+# ///
+"""TicketBoss sells the seats of an event over HTTP, and never sells one twice.
+
+Run it:   python ticketboss.py
+Try it:   curl -d '{"partnerId":"abc-corp","seats":3}' localhost:3000/reservations
+
+Everything is kept in one readable file, db.json, and any number of threads and
+processes may sell from it at once, because of one idea, optimistic concurrency:
+
+    read the event; decide what it should become; swap it in only if
+    nobody swapped first; otherwise, again.
+
+Section 4 is that idea; what it stands on is above it, what it is for below.
+1 Settings, 2 Tickets, 3 Store, 4 Transactions, 5 Accounts, 6 HTTP, 7 Partner API,
+8 Booking API, 9 /api/v1, 10 Page, 11 Race, 12 Main.
+
+Known limits: one machine, with POSIX file locks (no network drives); each change
+writes the whole file; and without --require-login it trusts whoever can reach it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import signal
+import stat
+import sys
+import threading
+import time
+import unicodedata
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, cast, get_args
+from urllib.parse import quote, urlencode, urlsplit
+
+import click
+import jwt
+import msgspec
+import waitress.channel
+import waitress.server
+import waitress.task
+from filelock import FileLock, Timeout
+from flask import Blueprint, Flask, Response, abort, current_app, g, request
+from flask_limiter import ApplicationLimit, Limiter
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import BaseConverter
+from werkzeug.security import check_password_hash, generate_password_hash
+
+# === 1. Settings =============================================================
+# What one server is told. Each field with a help text is an option of the command
+# line, and a TICKETBOSS_... variable. Nothing below reads either.
+
+
+def told(help_text: str, ge: int | None = None, le: int | None = None) -> Meta:
+    """What the command line says of a setting, and the bounds it holds it to."""
+    return Meta(description=help_text, ge=ge, le=le)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """One server's configuration, whichever way it was given."""
+
+    host: Annotated[str, told("The address to listen at.")] = "127.0.0.1"
+    port: Annotated[int, told("0 takes a free one.", ge=0, le=65535)] = 3000
+    db: Annotated[str, told("The file that everything is kept in.")] = "db.json"
+    seats: Annotated[int, told("Of the event first seeded.", ge=1, le=10**6)] = 500
+    think_s: Annotated[float, told("Wait between read and swap: 200ms.")] = 0.0
+    require_login: Annotated[bool, told("Every change needs a token.")] = False
+    rate_limit: Annotated[str, told('Per client, as "100 per 15 minutes".')] = ""
+    rate_storage: Annotated[str, told("Where workers count together.")] = "memory://"
+    trust_proxy: Annotated[bool, told("Believe X-Forwarded-For and kin.")] = False
+    trusted_hosts: Annotated[tuple[str, ...], told("More names of this.")] = ()
+    quiet: Annotated[bool, told("No line for each request.")] = False
+    patience_s: float = 2.0  # that a change waits for its turn, or for the lock
+    jwt_secret: str = ""  # "": one made once, and kept in the file
+    by_hand: bool = False  # `python ticketboss.py`, not a worker of some other server
+    loopback: bool = False  # by hand, and for this machine alone
+
+
+# === 2. Tickets ==============================================================
+# The rules about seats: frozen values, and pure functions from value to value, since a
+# change may have to be decided again. Ids and times are arguments. Knows no file, no
+# clock, no randomness, no HTTP.
+
+Status = Literal["confirmed", "waitlisted", "cancelled"]
+Wait = Literal["never", "when short", "when sold out"]  # when an order may queue
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Value(Struct, frozen=True, rename="camel", omit_defaults=True,
+            forbid_unknown_fields=True):
+    """How all values look in db.json; a field unknown here is refused, not dropped."""
+
+
+class Event(Value, frozen=True):
+    """An event, and how many of its seats are free."""
+
+    event_id: int | str  # 1 and "1" are the same event
+    name: str
+    total_seats: Count
+    available_seats: Count  # kept for whoever reads the file; `faults` proves it
+    version: Count  # how many times the event has changed
+    price: Count = 0  # of a seat, in minor units (cents)
+    date: str | None = None
+    created_by: int | None = None
+    created_at: str | None = None
+    deleted: bool = False  # its id stays behind, so that no version comes twice
+
+
+class Origin(Value, frozen=True):
+    """Who a reservation is for and which request made it; never shown to others."""
+
+    request: str = ""  # digest of the body that came with an Idempotency-Key
+    user: str = ""  # "id:..." or "email:...", where one user has one ticket
+    account: int = 0  # the account whose token made it
+    first_name: str = ""
+    last_name: str = ""
+    email: str = ""
+
+
+NOBODY: Final = Origin()
+
+
+class Reservation(Value, frozen=True):
+    """Seats promised to one holder, or waited for; kept after it is cancelled."""
+
+    reservation_id: str
+    partner_id: str
+    seats: Annotated[int, Meta(ge=1)]  # what is held, or was when it was cancelled
+    status: Status
+    ts: str | None = None  # RFC 3339, UTC
+    event_version_at_reservation: Count | None = None  # no other change has this one
+    cancelled_at: str | None = None
+    event_version_at_cancel: Count | None = None
+    seats_returned: Count = 0
+    position: Count = 0  # in the file: its place when it joined the waiting list
+    origin: Origin = NOBODY
+
+
+class Document(Value, frozen=True):
+    """An event with its reservations: what one version counts the changes of."""
+
+    event: Event
+    reservations: dict[str, Reservation]
+
+
+class TicketBossError(Exception):
+    """Anything TicketBoss refuses. The text says why, and what to do about it."""
+
+    attempts = 1  # how many times it had to be decided
+
+
+class NotEnoughSeats(TicketBossError):
+    """Fewer seats are on sale than were asked for."""
+
+
+class NotFound(TicketBossError):
+    """There is no such event, or no such reservation that is not cancelled."""
+
+
+class Taken(TicketBossError):
+    """There is one already, and there can be only one."""
+
+
+class WrongNumber(TicketBossError):
+    """More seats are to be given back than are held."""
+
+
+class KeyReused(TicketBossError):
+    """An Idempotency-Key came back with another order under it."""
+
+
+class Stale(TicketBossError):
+    """The caller's own condition failed: the event is at none of their versions."""
+
+    version = 0  # the one it is at
+
+
+def waiting(document: Document) -> list[Reservation]:
+    """Who waits, head first: by version, the order of arrival no clock can upset."""
+    queue = [r for r in document.reservations.values() if r.status == "waitlisted"]
+    return sorted(queue, key=lambda r: r.event_version_at_reservation or 0)
+
+
+def reserve(document: Document, wish: Reservation, wait: Wait = "never") -> Document:
+    """Sell `wish`, or let it join the end of the waiting list; one change.
+
+    While somebody waits, nothing is on sale to a newcomer: what is free then is too
+    little for the head of the list, and kept for it. Raises NotEnoughSeats where `wait`
+    does not let the wish queue, and for more seats than the event has: at the head of
+    the list it would block it for ever.
+    """
+    document = promote(document)
+    event, queue = document.event, waiting(document)
+    left = 0 if queue else event.available_seats
+    wish = replace(wish, event_version_at_reservation=event.version + 1)
+    if wish.seats <= left:
+        return _changed(document, replace(wish, status="confirmed"), -wish.seats)
+    may_wait = wait == "when short" or (wait == "when sold out" and left == 0)
+    if not may_wait or wish.seats > event.total_seats:
+        raise NotEnoughSeats("Not enough seats left")
+    wish = replace(wish, status="waitlisted", position=len(queue) + 1)
+    return _changed(document, wish, 0)
+
+
+def book(document: Document, wish: Reservation, names: frozenset[str]) -> Document:
+    """Sell one ticket to a user who has none, or let them wait; waiting, no change."""
+    held = booking_of(document, names)
+    if held is None:
+        return reserve(document, wish, "when sold out")
+    if held.status == "confirmed":
+        raise Taken("You already booked this event")
+    return document
+
+
+def booking_of(document: Document, names: frozenset[str]) -> Reservation | None:
+    """Find what a user, by any of their names, has booked or waits for."""
+    return next((r for r in document.reservations.values()
+                 if r.origin.user in names and r.status != "cancelled"), None)
+
+
+def cancel(
+    document: Document, reservation_id: str, at: str, seats: int | None = None
+) -> Document:
+    """Give back `seats` of a reservation, or all; whoever waits gets them; one change.
+
+    Raises NotFound, and WrongNumber for more seats than it has.
+    """
+    record = document.reservations.get(reservation_id)
+    if record is None or record.status == "cancelled":
+        raise NotFound("Reservation not found or already cancelled")
+    back = record.seats if seats is None else seats
+    if not 1 <= back <= record.seats:
+        raise WrongNumber(f"seats must be between 1 and {record.seats}, what is held")
+    if back < record.seats:
+        after = replace(record, seats=record.seats - back,
+                        seats_returned=record.seats_returned + back)
+    else:
+        after = replace(record, status="cancelled", cancelled_at=at,
+                        event_version_at_cancel=document.event.version + 1)
+    freed = back if record.status == "confirmed" else 0
+    return promote(_changed(document, after, freed))
+
+
+def promote(document: Document) -> Document:
+    """Give free seats to the head of the waiting list, as far as they go.
+
+    Strictly first in, first out: stops at the first that does not fit, so a small
+    order never overtakes a large one. Counts no version: it is part of the change
+    that freed the seats.
+    """
+    left, served = document.event.available_seats, {}
+    for head in waiting(document):
+        if head.seats > left:
+            break
+        left -= head.seats
+        served[head.reservation_id] = replace(head, status="confirmed")
+    event = replace(document.event, available_seats=left)
+    return Document(event, document.reservations | served) if served else document
+
+
+def _changed(document: Document, record: Reservation, free: int) -> Document:
+    """Count one version: `record` is as given now, and `free` more seats are free."""
+    event = document.event
+    event = replace(event, version=event.version + 1,
+                    available_seats=event.available_seats + free)
+    return Document(event, document.reservations | {record.reservation_id: record})
+
+
+def create(there: Document | None, event: Event) -> Document:
+    """Open an event. Raises Taken; an id that was deleted goes on counting versions."""
+    if there is not None and not there.event.deleted:
+        raise Taken(f"Event {event.event_id} exists already")
+    return Document(replace(event, version=there.event.version + 1 if there else 0), {})
+
+
+def remove(document: Document) -> Document:
+    """Close an event: nobody finds it any more, and its bookings are gone."""
+    e = document.event
+    return Document(replace(e, deleted=True, version=e.version + 1,
+                            available_seats=e.total_seats), {})
+
+
+def replayed(document: Document, wish: Reservation) -> bool:
+    """Whether this very wish was granted before, under the same Idempotency-Key.
+
+    The key makes the reservation's id, so a retry finds its own reservation in the
+    document it is about to change. Raises KeyReused if it asked for something else.
+    """
+    known = document.reservations.get(wish.reservation_id)
+    if known is not None and known.origin.request != wish.origin.request:
+        raise KeyReused("This Idempotency-Key was used for another order. Send a new "
+                        "key with a new order, or the first body with this key.")
+    return known is not None
+
+
+def expect(document: Document, versions: frozenset[str] | None) -> None:
+    """Hold callers to the versions they named: raise Stale if the event moved on."""
+    now = document.event.version
+    if versions is not None and not versions & {"*", str(now)}:
+        stale = Stale(f"The event has changed: it is at version {now}. Read it again; "
+                      f'if you still want this, resend it with If-Match: "{now}".')
+        stale.version = now
+        raise stale
+
+
+def faults(document: Document) -> Iterator[str]:
+    """Say what does not add up, with both numbers; nothing when all is well."""
+    event, records = document.event, document.reservations
+    held = sum([r.seats for r in records.values() if r.status == "confirmed"])
+    if held + event.available_seats != event.total_seats:
+        yield (f"{held} seats confirmed and {event.available_seats} available do not "
+               f"make {event.total_seats} in total")
+    for key, r in records.items():
+        last = max(r.event_version_at_reservation or 0, r.event_version_at_cancel or 0)
+        if key != r.reservation_id or last > event.version:
+            yield f"reservation {key} has another id, or a version yet to come"
+
+
+# === 3. Store ================================================================
+# db.json, replaced whole. Readers take no lock: os.replace() means that they see the
+# old file or the new one, never half of each. Knows files, locks and versions; knows
+# nothing of who may buy what, nor of HTTP. Comments say what breaks without a step.
+
+POLL_S: Final = 0.002  # filelock polls; at its own 0.05 s a neighbour starves
+ACCOUNTS: Final = ""  # the key of the document that is not an event's
+log: Final = logging.getLogger("ticketboss")
+
+
+class Database(Struct, frozen=True):
+    """All that is in db.json: a document for each event, by the event's id as text."""
+
+    seeded: str  # the id of the event that a first start makes
+    documents: dict[str, Document | Accounts]
+
+    def document(self, event_id: str | None) -> Document:
+        """Find an event, the seeded one by None. Raises NotFound."""
+        found = self.documents.get(event_id or self.seeded)
+        if not isinstance(found, Document) or found.event.deleted:
+            raise NotFound("Event not found")
+        return found
+
+    def events(self) -> list[Document]:
+        """All events there are, the seeded one first."""
+        return [d for d in self.documents.values()
+                if isinstance(d, Document) and not d.event.deleted]
+
+    def accounts(self) -> Accounts:
+        """Who may log in."""
+        return cast("Accounts", self.documents.get(ACCOUNTS, Accounts()))
+
+    def having(self, key: str, document: Document | Accounts) -> Database:
+        """The same with this document in it; the very same, if it was in it."""
+        if self.documents.get(key) is document:
+            return self
+        return replace(self, documents=self.documents | {key: document})
+
+
+class _File(Value, frozen=True):
+    """The layout of db.json: the seeded event on top, what came later below it."""
+
+    event: Event
+    reservations: dict[str, Reservation]
+    events: dict[str, Document] = {}
+    accounts: Accounts | None = None
+
+
+class Unavailable(TicketBossError):
+    """db.json, its disk or its lock cannot be used. Certainly nothing was changed."""
+
+
+class InDoubt(TicketBossError):
+    """Written and visible, but the disk did not say that it would survive a crash."""
+
+
+class Contended(TicketBossError):
+    """No turn could be had in time. Certainly nothing was changed."""
+
+
+class Snapshot:
+    """A database as read, and its file, kept open for as long as anyone holds this.
+
+    An open file's inode belongs to nobody else, so a path with the same inode, time
+    and size leads to the same file. (Not kept open, 300 versions in a row shared two
+    inodes on ext4: an old reading may look fresh.)
+    """
+
+    def __init__(self, database: Database, status: os.stat_result, pin: int) -> None:
+        self.database, self.file, self._pin = database, _identity(status), pin
+
+    def __del__(self) -> None:
+        """Let the file go. Freeing its blocks may take as long as a commit."""
+        os.close(self._pin)
+
+
+class Store:
+    """One db.json: `load` it, `swap` a change in, `hold` everybody else off."""
+
+    def __init__(self, path: str, patience_s: float = 2.0) -> None:
+        # A symbolic link stays one: its target is what is replaced, and locked.
+        self.path = os.path.realpath(path)
+        folder, name = os.path.split(self.path)
+        self._hidden = f"{folder}/.{name}"  # how the lock's and drafts' names begin
+        self._patience_s = patience_s
+        self._mutex = threading.RLock()
+        self._locks: dict[int, FileLock] = {}  # one a process, by its id
+        self._locked = -1  # the descriptor of the lock file that we hold
+        self._crowded_until = 0.0
+        self._snapshot: Snapshot | None = None
+        self.trouble = ""  # why nobody knows whether the last write would survive
+        with _explained(f"The folder {folder} cannot be used"):
+            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def start(self, seats: int, *, anew: bool = True) -> None:
+        """Make the file where there is none, clear away what killed writers left.
+
+        Not `anew`: where a lock file shows that there was one, its loss is refused, as
+        a worker that is started again must not offer sold seats once more. Raises
+        Unavailable if the file is missing or not whole; it is never written over.
+        """
+        anew = anew or not os.path.lexists(f"{self._hidden}.lock")
+        folder, name = os.path.split(self._hidden)
+        with self.hold(), _explained("The folder cannot be used"):
+            for other in os.listdir(folder):  # drafts have no writer while we hold it
+                if re.fullmatch(re.escape(name) + r"\.\w{16}\.tmp", other):
+                    os.unlink(f"{folder}/{other}")
+            if anew and not os.path.lexists(self.path):
+                with self._draft(seed(seats)) as (draft, _):
+                    os.link(draft, self.path)  # complete, and never over another file
+                self._settle()
+        self.load()
+
+    def load(self) -> Snapshot:
+        """Read what the file holds now, without a lock; parse it only if it is new.
+
+        Raises Unavailable, with the place in the file where it does not fit.
+        """
+        with _explained("db.json cannot be read"):
+            snapshot = self._snapshot
+            if snapshot is None or snapshot.file != _identity(os.stat(self.path)):
+                snapshot = self._snapshot = self._read()
+            return snapshot
+
+    def swap(self, seen: Snapshot, wanted: Database) -> bool:
+        """Put `wanted` in the place of `seen`, unless somebody changed it meanwhile.
+
+        Compare-and-swap, document by document: what others did to other events is
+        kept. True: it is on the disk (so is `seen`, if nothing is to be changed).
+        False: somebody was first, read again. Raises Contended or Unavailable, with
+        nothing changed; InDoubt if only the last step failed.
+        """
+        before = seen.database.documents
+        changed = {key: document for key, document in wanted.documents.items()
+                   if document is not before.get(key)}
+        with self.hold():
+            now = self.load()
+            there = now.database.documents
+            # Where versions differ this stops at the first field. That it compares the
+            # rest too saves an edit by hand that forgot to count the version.
+            if any(there.get(key) != before.get(key) for key in changed):
+                return False
+            if changed or self.trouble:
+                merged = replace(now.database, documents=there | changed)
+                for fault in _faults(merged, changed):
+                    raise AssertionError(fault)  # a bug: no sale, then
+                with self._draft(merged, now) as (draft, snapshot):
+                    if not self._undisturbed(now):
+                        return False
+                    os.replace(draft, self.path)  # the commit point
+                self._snapshot = snapshot
+            self._settle()
+            return True
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every other writer, thread or process, away from the file meanwhile.
+
+        The thread that has it may take it again. Raises Contended or Unavailable.
+        """
+        deadline = time.monotonic() + self._patience_s
+        # A mutex first: filelock polls, so one process should be one contender.
+        if not self._mutex.acquire(timeout=self._patience_s):
+            raise Contended("The lock could not be had in time")
+        try:
+            lock = self._lock()
+            if not lock.is_locked and time.monotonic() < self._crowded_until:
+                # Another process sells too. Without a pause longer than its polling
+                # whoever had the lock last would have it next, again and again.
+                time.sleep(random.uniform(1.2, 2.2) * POLL_S)
+            with _explained("The lock failed"):
+                lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # what was done under it is done
+                    lock.release()
+        finally:
+            self._mutex.release()
+
+    def _lock(self) -> FileLock:
+        # One a process: inherited over a fork, it guards nothing. A file of its own:
+        # db.json is replaced on every write, and a lock on a replaced file guards
+        # nothing. Never removed, or two waiters could each hold "the" lock on different
+        # inodes. Each thread's own, by default: shared, it lets all of them in.
+        if os.getpid() not in self._locks:
+            self._locks[os.getpid()] = FileLock(
+                f"{self._hidden}.lock", mode=0o600, poll_interval=POLL_S,
+                fallback_to_soft=False,
+                on_acquired=lambda descriptor: setattr(self, "_locked", descriptor))
+        return self._locks[os.getpid()]
+
+    def _undisturbed(self, now: Snapshot) -> bool:
+        """Whether no hand has been at db.json or the lock: else we hold nothing."""
+        lock = os.stat(f"{self._hidden}.lock")
+        return (os.path.samestat(os.fstat(self._locked), lock)
+                and _identity(os.stat(self.path)) == now.file)
+
+    def _read(self) -> Snapshot:
+        if self._snapshot is not None:  # replaced, and not by us: we are not alone
+            self._crowded_until = time.monotonic() + 1.0
+        # Non-blocking, as a FIFO would hang us.
+        pin = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(pin)  # first: an edit while we read makes it differ
+            if not stat.S_ISREG(status.st_mode):
+                raise Unavailable("db.json is not a regular file")
+            with open(pin, "rb", closefd=False) as file:
+                return Snapshot(_decode(file.read()), status, pin)
+        except BaseException:
+            os.close(pin)
+            raise
+
+    @contextmanager
+    def _draft(
+        self, database: Database, old: Snapshot | None = None
+    ) -> Iterator[tuple[str, Snapshot]]:
+        """All of `database` in a new file on the disk: its name, until it is renamed.
+
+        Raises Unavailable for what goes wrong in here or in the caller's block.
+        """
+        # Never the same name twice: a draft belongs to one writer. Beside the file,
+        # as a rename works within one disk only.
+        path = f"{self._hidden}.{secrets.token_hex(8)}.tmp"
+        try:
+            with _explained("db.json cannot be written"):
+                data = memoryview(_encode(database))
+                draft = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                try:
+                    while data:  # a disk may take less than it is given
+                        data = data[os.write(draft, data):]
+                    if old is not None:
+                        _liken(draft, os.stat(self.path), database)
+                    # Without it, a power cut may leave the new name on an empty file.
+                    _sync(draft)
+                    status = os.fstat(draft)
+                finally:
+                    os.close(draft)
+                yield path, Snapshot(database, status, os.open(path, os.O_RDONLY))
+        finally:
+            with suppress(OSError):
+                os.unlink(path)  # gone already, after a commit
+
+    def _settle(self) -> None:
+        """Make the last rename durable: until then a power cut may take it back."""
+        try:
+            _sync(self._folder)
+        except OSError as error:
+            self.trouble = f"The disk did not confirm the last write: {error.strerror}"
+            log.critical(self.trouble)
+            raise InDoubt("The outcome is not known: it is written, but the disk did "
+                          "not confirm it. Look before you try again.") from error
+        self.trouble = ""
+
+
+def seed(seats: int) -> Database:
+    """What a first start finds: one event, nobody in it."""
+    event = Event("node-meetup-2025", "Node.js Meet-up", seats, seats, 0)
+    return Database("node-meetup-2025", {"node-meetup-2025": Document(event, {})})
+
+
+def _encode(database: Database) -> bytes:
+    events = {k: d for k, d in database.documents.items() if isinstance(d, Document)}
+    top = events.pop(database.seeded)
+    accounts = database.accounts() if ACCOUNTS in database.documents else None
+    file = _File(top.event, top.reservations, events, accounts)
+    return msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
+
+
+def _decode(data: bytes) -> Database:
+    try:
+        file = msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unavailable(f"db.json is not what was written: {error}") from None
+    top = str(file.event.event_id)
+    documents: dict[str, Document | Accounts] = {
+        top: Document(file.event, file.reservations), **file.events}
+    if file.accounts is not None:
+        documents[ACCOUNTS] = file.accounts
+    for fault in _faults(Database(top, documents), documents):
+        raise Unavailable(f"db.json does not add up: {fault}")
+    if top in file.events:
+        raise Unavailable(f"db.json has the event {top} twice")
+    return Database(top, documents)
+
+
+def _faults(database: Database, keys: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        document = database.documents[key]
+        if isinstance(document, Document):
+            if key != str(document.event.event_id):
+                yield f"event {document.event.event_id} stands under the key {key}"
+            yield from (f"event {key}: {fault}" for fault in faults(document))
+
+
+def _liken(draft: int, old: os.stat_result, database: Database) -> None:
+    """Keep mode and owner; but whoever might read the file must not read hashes."""
+    if not database.accounts().members:
+        os.fchmod(draft, stat.S_IMODE(old.st_mode))
+    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+        with suppress(PermissionError):
+            os.fchown(draft, old.st_uid, old.st_gid)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _sync(descriptor: int) -> None:
+    if sys.platform == "darwin":  # where fsync stops at the drive's cache
+        import fcntl  # noqa: PLC0415 -- for macOS alone
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise Contended("The lock could not be had in time") from None
+    except (OSError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise Unavailable(f"{what}: {why}") from error
+
+
+# === 4. Transactions =========================================================
+# The lesson. Read the event, decide what it should become, swap it in only if nobody
+# swapped first; otherwise, again. Knows a store's `load`, `swap` and `hold`; no file,
+# no HTTP. The idea: Kung and Robinson, 1981. Group commit, which is the same with
+# several decisions in one write: DeWitt and others, 1984.
+
+Decision = Callable[[Database], Database]  # pure: asked again, and by any thread
+MOST: Final = 256  # decisions in one write
+
+
+class Turn:
+    """A decision, and what became of it."""
+
+    def __init__(self, decide: Decision) -> None:
+        self.decide = decide
+        self.database = cast("Database", None)  # as this decision left it
+        self.changed = False  # or was there nothing to do?
+        self.attempts = 0  # how many times it had to be decided
+        self.refusal: Exception | None = None
+        self.done = False
+        self.wake = threading.Lock()  # each its own: one for all would wake them all
+        self.wake.acquire()
+
+
+class Transactions:
+    """Applies decisions to a store, atomically and durably, in order of arrival."""
+
+    def __init__(self, store: Store, think_s: float = 0, patience_s: float = 2) -> None:
+        self._store, self._think_s, self._patience_s = store, think_s, patience_s
+        # First optimistic, then sure: whoever loses the race decides again while
+        # holding the lock, so two attempts do, and nobody starves. A class that wants
+        # to see conflicts gets more of them first.
+        self._optimistic = 5 if think_s else 1
+        self._mutex = threading.Lock()
+        self._queue: deque[Turn] = deque()
+        self._led = False  # somebody commits, or is about to
+
+    def transact(self, decide: Decision) -> Turn:
+        """Apply `decide` to what is stored; return when the result is on the disk.
+
+        What `decide` refuses is raised here, with nothing written; so are Contended
+        and Unavailable: certainly not applied. InDoubt: perhaps.
+        """
+        turn = Turn(decide)
+        if self._think_s:
+            self._commit([turn])
+        elif self._leads(turn):
+            self._lead(turn)
+        if turn.refusal is not None:
+            if isinstance(turn.refusal, TicketBossError):
+                turn.refusal.attempts = turn.attempts
+            raise turn.refusal
+        return turn
+
+    def _leads(self, turn: Turn) -> bool:
+        """Wait in the queue: True when it is on us to commit, False when it is done."""
+        with self._mutex:
+            if not self._led:
+                self._led = True
+                return True
+            self._queue.append(turn)
+        if not turn.wake.acquire(timeout=self._patience_s):
+            with self._mutex:
+                if turn in self._queue:
+                    self._queue.remove(turn)
+                    raise Contended("No turn could be had in time")
+            turn.wake.acquire()  # it is in a batch: its outcome is on its way
+        return not turn.done
+
+    def _lead(self, first: Turn) -> None:
+        """Commit for all who wait; pass the lead to the next, and tell the others."""
+        with self._mutex:
+            followers = min(len(self._queue), MOST - 1)
+            batch = [first, *(self._queue.popleft() for _ in range(followers))]
+        try:
+            replaced = self._commit(batch)
+        finally:
+            with self._mutex:
+                heir = self._queue.popleft() if self._queue else None
+                self._led = heir is not None
+            if heir is not None:
+                heir.wake.release()
+            for turn in batch:
+                turn.done = True
+                turn.wake.release()
+        del replaced  # the old file's blocks are freed here, when nobody waits for it
+
+    def _commit(self, batch: list[Turn]) -> Snapshot | None:
+        """Read, decide, swap; again until nobody was first. Return what was read."""
+        deadline = time.monotonic() + self._patience_s
+        try:
+            for attempt in itertools.count(1):
+                sure = attempt > self._optimistic
+                with self._store.hold() if sure else nullcontext():
+                    seen = self._store.load()
+                    wanted = self._decided(batch, seen.database, attempt)
+                    if self._think_s and not sure:
+                        time.sleep(self._think_s)
+                    # Refusals promise nothing; all else must be on the disk first.
+                    if all(t.refusal for t in batch) or self._store.swap(seen, wanted):
+                        return seen
+                if sure and time.monotonic() > deadline:
+                    raise Contended("Others were always first")
+        except Exception as error:  # noqa: BLE001 -- each of the batch raises it
+            for turn in batch:  # refusals too: they may rest on a sale that failed
+                turn.refusal = error
+        return None
+
+    def _decided(self, batch: list[Turn], database: Database, attempt: int) -> Database:
+        for turn in batch:
+            turn.refusal, turn.attempts = None, attempt
+            try:
+                turn.database = turn.decide(database)
+            except Exception as error:  # noqa: BLE001 -- raised where it was asked for
+                turn.refusal = error
+            else:
+                turn.changed = turn.database is not database
+                database = turn.database
+        return database
+
+
+# === 5. Accounts =============================================================
+# Who may log in, and the tokens that say so. Hashes and tokens come from libraries:
+# security is not written at home. Knows no HTTP; the time and the key are arguments.
+
+TOKEN_S: Final = 3600
+HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
+DUMMY: Final = "scrypt:32768:8:1$nobodynobody0000$" + "0" * 128
+
+
+class Account(Value, frozen=True):
+    """Somebody who can log in."""
+
+    id: int
+    username: str
+    email: str
+    password: str  # its scrypt hash
+    role: Literal["user", "admin"]
+
+    def names(self) -> frozenset[str]:
+        """What this user is called in bookings: one and the same for all of these."""
+        return frozenset({f"id:{self.id}", f"id:{self.username}",
+                          f"email:{folded(self.email)}"})
+
+
+class Accounts(Value, frozen=True):
+    """All accounts, by id as text; and the key of their tokens."""
+
+    version: int = 0
+    secret: str = ""
+    members: dict[str, Account] = {}
+
+    def find(self, name: str) -> Account | None:
+        """The account of that e-mail, username or id."""
+        return next((a for a in self.members.values() if folded(name) in {
+            folded(a.email), folded(a.username), str(a.id)}), None)
+
+    def having(self, account: Account) -> Accounts:
+        """With this account, new or changed. Raises Taken for a name in use."""
+        for name in (account.email, account.username):
+            there = self.find(name)
+            if there is not None and there.id != account.id:
+                raise Taken("This e-mail or username is registered already")
+        return replace(self, version=self.version + 1,
+                       secret=self.secret or secrets.token_hex(32),
+                       members=self.members | {str(account.id): account})
+
+
+def folded(name: str) -> str:
+    """One form for all ways to write a name."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def hashed(password: str) -> str:
+    """A scrypt hash, with its salt and cost."""
+    with HASHING:
+        return generate_password_hash(password)
+
+
+def knows(account: Account | None, password: str) -> bool:
+    """Whether it is their password; as slow for nobody as for somebody."""
+    with HASHING:
+        right = check_password_hash(account.password if account else DUMMY, password)
+    return right and account is not None
+
+
+def token(account: Account, key: str, at: int) -> str:
+    """A JWT that names the account for an hour from `at`, in Unix time."""
+    return jwt.encode({"sub": str(account.id), "role": account.role, "iat": at,
+                       "exp": at + TOKEN_S, "jti": secrets.token_hex(8)}, key, "HS256")
+
+
+def bearer(accounts: Accounts, encoded: str, key: str) -> Account | None:
+    """The account that a token names, as it is today; None if the token is not good."""
+    try:
+        claims = jwt.decode(encoded, key, ["HS256"], options={
+            "require": ["sub", "iat", "exp", "jti"]})
+    except (jwt.InvalidTokenError, ValueError, RecursionError):
+        return None
+    return accounts.members.get(claims["sub"])
+
+
+# === 6. HTTP =================================================================
+# What all routes share: JSON bodies, errors, conditions, safe retries. Knows no rule
+# about seats. A route is three moves: read, commit, answer.
+
+STATUS: Final[dict[type[TicketBossError], int]] = {
+    WrongNumber: 400, NotFound: 404, NotEnoughSeats: 409, Taken: 409, Stale: 412,
+    KeyReused: 422, InDoubt: 500, Unavailable: 503, Contended: 503}
+CONTENDED: Final = "Could not {} reservation due to concurrent updates. Please retry."
+TEXTS: Final = {
+    404: "Not found. GET / lists what there is.",
+    405: "This method is not allowed here. The Allow header lists those that are.",
+    413: "The body is larger than 64 KiB.",
+    429: "Too many requests from this IP, please try again later.",
+    500: "Something is wrong in TicketBoss. Its log says what."}
+BOOKING: Final = {"book", "cancel", "events", "initialize", "login", "report", "status"}
+LOGINS: Final = {"booking.log_in", "v1.log_in_by_email", "v1.register"}
+JSON: Final = "application/json"
+PLAIN: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]{1,200}"
+MAIL: Final = r"[^@\s]+@[^@\s]+\.[^@\s]+"
+MILLION, SAFE = 10**6, 2**53 - 1  # SAFE: what every reader of JSON gets right
+ETAGS: Final = r'\s*(\*|(?:W/)?"[^"]*"(?:\s*,\s*(?:W/)?"[^"]*")*)\s*'
+
+
+class Office(Flask):
+    """The app, with what its routes work with."""
+
+    settings: Settings
+    store: Store
+    transactions: Transactions
+    served: Iterator[int]
+
+
+office: Final = cast("Office", current_app)
+
+
+def database() -> Database:
+    """What is stored now."""
+    return office.store.load().database
+
+
+def now() -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return instant(datetime.now(UTC))
+
+
+def instant(at: datetime) -> str:
+    """A time as RFC 3339, UTC, milliseconds."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def read() -> dict[str, Any]:
+    """The request's JSON body, whatever its Content-Type says; 400 if it is none."""
+    raw = request.get_data() or b"{}"
+    try:
+        body = msgspec.json.decode(raw)
+        json.loads(raw, object_pairs_hook=_once)  # which one counts, if there are two?
+    except (ValueError, RecursionError) as error:
+        abort(400, f"The body is not good JSON: {error}")
+    if not isinstance(body, dict):
+        abort(400, 'The body must be a JSON object, like {"seats": 3}')
+    g.body = body
+    return body
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a field comes twice")
+    return found
+
+
+def text(body: dict[str, Any], name: str) -> str:
+    """A text of the body, trimmed; 400 if there is none, or it is not plain."""
+    value = body.get(name)
+    if not isinstance(value, str) or not value.strip():
+        abort(400, f"{name} (string) is required")
+    if not re.fullmatch(PLAIN, value.strip()):
+        abort(400, f"{name} must be 1 to 200 characters, none a control character")
+    return value.strip()
+
+
+def whole(body: dict[str, Any], name: str, least: int, most: int) -> int:
+    """A whole number of the body, in /api/v1 as a text too; 400 if it is none."""
+    value = body.get(name)
+    if request.blueprint == "v1" and re.fullmatch("-?[0-9]{1,16}", str(value)):
+        value = int(str(value))
+    if type(value) is not int:
+        abort(400, f"{name} must be an integer")
+    if not least <= value <= most:
+        abort(400, f"{name} must be between {least} and {most}")
+    return value
+
+
+def identity(body: dict[str, Any], name: str) -> int | str:
+    """An id of the body, a number or a text; 400 if it is neither."""
+    if type(body.get(name)) is int:
+        return whole(body, name, -SAFE, SAFE)
+    if not isinstance(body.get(name), str):
+        abort(400, f"{name} (number or string) is required")
+    return text(body, name)
+
+
+def email(body: dict[str, Any], name: str) -> str:
+    """An e-mail address of the body; 400 if it is none."""
+    if not re.fullmatch(MAIL, str(body.get(name)).strip()):
+        abort(400, "Invalid email format")
+    return text(body, name)
+
+
+def answer(value: object, status: int = 200, kind: str = JSON) -> Response:
+    """JSON, with a line's end for the terminal; or the bytes of another kind."""
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value) + b"\n"
+    return Response(body, status, content_type=kind)
+
+
+def versioned(document: Document, render: Callable[[], object]) -> Response:
+    """What `render` gives, with the event's version as ETag; or 304."""
+    etag = str(document.event.version)
+    seen = request.if_none_match.contains_weak(etag)
+    response = Response(status=304) if seen else answer(render())
+    response.set_etag(etag)
+    response.headers |= {"Cache-Control": "no-cache", "Vary": "Authorization"}
+    return response
+
+
+def problem(status: int, words: str) -> Response:
+    """An error, as the dialect of the path words it."""
+    path = request.path.strip("/").split("/")
+    body: dict[str, object] = {"error": words}
+    if path[:2] == ["api", "v1"] and status != 429:
+        body = {"message": words, "error": True}
+    elif status == 429 or (path[0] in BOOKING and path[2:3] != ["reservations"]):
+        body = {"error": words, "message": words}
+    return answer(body, status)
+
+
+def refused(error: TicketBossError) -> Response:
+    """Answer a refusal of the rules about seats, or of the store."""
+    status, words = STATUS[type(error)], str(error)
+    g.headers["X-Attempts"] = str(error.attempts)
+    if isinstance(error, Stale):
+        g.headers["ETag"] = f'"{error.version}"'
+    if isinstance(error, Contended):
+        status = {"POST": 409, "DELETE": 500}.get(request.method, status)
+        words = CONTENDED.format("cancel" if request.method == "DELETE" else "complete")
+    if isinstance(error, Unavailable):
+        words += ". Nothing was changed."
+    if isinstance(error, (Contended, Unavailable, InDoubt)):
+        g.headers["Retry-After"] = "1"
+    return problem(status, words)
+
+
+def aborted(error: HTTPException) -> Response:
+    """Answer what a route, Flask or a bug broke off."""
+    status = error.code or 500
+    general = error.description == type(error).description or status in {429, 500}
+    response = problem(status, (TEXTS.get(status) if general else error.description)
+                       or error.name)
+    for name, value in error.get_headers(request.environ):
+        if name not in {"Content-Type", "Content-Length"}:
+            response.headers[name] = value  # Allow, Retry-After
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def arrive() -> None:
+    """Refuse what no route should see; find out who asks, and on what condition."""
+    g.began, g.headers, g.condition, g.account = time.perf_counter(), {}, None, None
+    given = request.headers.get("X-Request-ID", "")
+    known = re.fullmatch("[A-Za-z0-9._-]{1,128}", given)
+    g.headers["X-Request-ID"] = given if known else uuid.uuid4().hex
+    settings, host = office.settings, request.environ.get("HTTP_HOST", "localhost")
+    if settings.loopback and not (
+            is_loopback(host) or host.partition(":")[0] in settings.trusted_hosts):
+        abort(421, f"This is not {host!a}. Should it be, start with --trusted-host.")
+    if (authorization := request.headers.get("Authorization")) is not None:
+        kind, _, encoded = authorization.partition(" ")
+        accounts = database().accounts()
+        key = settings.jwt_secret or accounts.secret
+        if kind.lower() == "bearer" and key:
+            g.account = bearer(accounts, encoded.strip(), key)
+        if g.account is None:
+            abort(401, "Unauthorized. Invalid token.")
+    if request.method not in {"GET", "HEAD", "OPTIONS"}:
+        _admit_change()
+
+
+def _admit_change() -> None:
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        abort(403, "A page of another site may not change anything here.")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        abort(415, "Send the body as it is, without a Content-Encoding.")
+    if (condition := request.headers.get("If-Match")) is not None:
+        if not re.fullmatch(ETAGS, condition):
+            abort(400, 'If-Match must be "<version>" in double quotes, or *.')
+        strong = re.findall(r'(?:^|[\s,])"([^"]*)"', condition)
+        g.condition = frozenset("*" if condition.strip() == "*" else strong)
+    if office.settings.require_login and request.endpoint not in LOGINS:
+        need_login()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, with or without a port, is this very machine."""
+    with suppress(ValueError):
+        bare = host if host.count(":") > 1 and "[" not in host else (
+            urlsplit(f"//{host}").hostname or "")
+        return bare == "localhost" or ipaddress.ip_address(bare).is_loopback
+    return False
+
+
+def need_login(*, admin: bool = False) -> None:
+    """Let nobody pass without a token; nor, where it takes one, who is no admin."""
+    if g.account is None:
+        abort(401, "No token provided")
+    if admin and g.account.role != "admin":
+        abort(403, "Only an admin may do this.")
+
+
+def guard() -> Callable[[Reservation | None], None]:
+    """What holds this caller off reservations made with somebody else's token.
+
+    Where login is required, also off those made without one. Made before the decision,
+    which another request's thread may run.
+    """
+    account, strict = g.account, office.settings.require_login
+
+    def check(record: Reservation | None) -> None:
+        if record is None or not (strict or record.origin.account):
+            return
+        if account is None:
+            abort(401, "No token provided")
+        mine = {record.origin.account, record.origin.user} & {
+            account.id, *account.names()}
+        if not mine and account.role != "admin":
+            abort(403, "This reservation belongs to somebody else.")
+    return check
+
+
+def leave(response: Response) -> Response:
+    """Finish every answer, and write its line in the log."""
+    response.headers.update(g.headers)
+    if not response.content_length:
+        response.headers.pop("Content-Type", None)
+    next(office.served)
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s %s %d %.1fms %s x%s", request.method, ascii(request.path)[1:-1],
+                 response.status_code, (time.perf_counter() - g.began) * 1e3,
+                 response.headers.get("ETag", "-"), g.headers.get("X-Attempts", "-"))
+    return response
+
+
+def wished(
+    event_id: str | None, caller: str, partner_id: str, seats: int, **origin: str
+) -> Reservation:
+    """What a request asks to buy, not yet decided.
+
+    An Idempotency-Key needs no table: with route, event and caller it makes the
+    reservation's id, the same at every retry.
+    """
+    key, made = request.headers.get("Idempotency-Key"), uuid.uuid4()
+    account = g.account.id if g.account else 0
+    if key is not None:
+        if not re.fullmatch("[!-~]{1,255}", key):
+            abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        event_id = event_id or database().seeded
+        name = [request.blueprint, event_id, account or caller, key]
+        made = uuid.uuid5(uuid.NAMESPACE_URL, msgspec.json.encode(name).decode())
+        body = msgspec.json.encode(g.body, order="sorted")
+        origin["request"] = hashlib.sha256(body).hexdigest()[:32]
+    known = Origin(account=account, **origin) if origin or account else NOBODY
+    return Reservation(str(made), partner_id, seats, "waitlisted", now(), origin=known)
+
+
+def commit(
+    event_id: str | None, change: Callable[[Document], Document],
+    wish: Reservation | None = None,
+) -> tuple[Document, bool]:
+    """Change an event under the caller's If-Match; return it, and whether it changed.
+
+    A `wish` that was granted before is left as it is: a retry gets the first answer.
+    """
+    condition = g.condition
+
+    def decide(database: Database) -> Database:
+        document = database.document(event_id)
+        if wish is not None and replayed(document, wish):
+            return database
+        expect(document, condition)
+        return database.having(event_id or database.seeded, change(document))
+
+    turn = office.transactions.transact(decide)
+    key = event_id or turn.database.seeded
+    document = cast("Document", turn.database.documents[key])
+    version = document.event.version
+    g.headers |= {"X-Attempts": str(turn.attempts), "ETag": f'"{version}"'}
+    return document, turn.changed
+
+
+def sell(
+    event_id: str | None, wish: Reservation, choose: Callable[[Document], Document]
+) -> tuple[Document, Reservation | None]:
+    """Commit a sale, or find that it was made: the event, and the reservation as sold.
+
+    The reservation is as the first answer told it, whatever came of it since. None if
+    `choose` saw no reason to make one.
+    """
+    document, changed = commit(event_id, choose, wish)
+    record = document.reservations.get(wish.reservation_id)
+    if record is None:
+        return document, None
+    if not changed:
+        g.headers |= {"Idempotent-Replayed": "true",
+                      "ETag": f'"{record.event_version_at_reservation}"'}
+    event = "" if event_id is None else f"/events/{quote(event_id, safe='')}"
+    g.headers["Location"] = f"{event}/reservations/{record.reservation_id}"
+    return document, replace(record, seats=record.seats + record.seats_returned,
+                             status="waitlisted" if record.position else "confirmed")
+
+
+def give_back(event_id: str | None, reservation_id: str, seats: int | None) -> None:
+    """Commit a cancel of all seats or some, if the reservation is the caller's."""
+    at, check = now(), guard()
+
+    def change(document: Document) -> Document:
+        check(document.reservations.get(reservation_id))
+        return cancel(document, reservation_id, at, seats)
+
+    commit(event_id, change)
+
+
+# === 7. Partner API ==========================================================
+# Partners reserve, cancel and look, at the seeded event or at any other. Errors are
+# {"error": text}.
+
+partner: Final = Blueprint("partner", __name__)
+
+
+class Anything(BaseConverter):
+    """The rest of a path, slashes and line ends too: no id is too odd for our 404."""
+
+    part_isolating = False
+    regex = r"[\s\S]+"
+
+    def to_python(self, value: str) -> str:
+        """Without the trailing slash that every path may have."""
+        return value.removesuffix("/")
+
+
+@partner.get("/_health")
+def health() -> Response:
+    """{"ok": true}; or 503, and what is wrong with the file or its disk."""
+    try:
+        database()
+        trouble = office.store.trouble
+    except TicketBossError as error:
+        trouble = str(error)
+    if trouble:
+        return answer({"ok": False, "error": trouble}, 503)
+    return answer({"ok": True})
+
+
+@partner.get("/event")
+def show_event() -> Response:
+    """{eventId, name, totalSeats, availableSeats, reservationCount, version}."""
+    document = database().document(None)
+    return versioned(document, lambda: summary(document.event))
+
+
+def summary(event: Event) -> dict[str, object]:
+    """The six facts about an event that partners see."""
+    return {"eventId": event.event_id, "name": event.name,
+            "totalSeats": event.total_seats, "availableSeats": event.available_seats,
+            "reservationCount": event.total_seats - event.available_seats,
+            "version": event.version}
+
+
+@partner.post("/reservations")
+@partner.post("/events/<event_id>/reservations")
+def make_reservation(event_id: str | None = None) -> Response:
+    """{partnerId, seats, waitlist?} -> 201; 202 with a position, or 409."""
+    body = read()
+    holder, seats = text(body, "partnerId"), whole(body, "seats", 1, 10)
+    if type(waits := body.get("waitlist") or False) is not bool:
+        abort(400, "waitlist must be true or false")
+    wait: Wait = "when short" if waits else "never"
+    wish = wished(event_id, holder, holder, seats)
+    _, record = sell(event_id, wish, lambda d: reserve(d, wish, wait))
+    told = {"reservationId": wish.reservation_id, "seats": seats, "status": "confirmed"}
+    if record is None or not record.position:
+        return answer(told, 201)
+    return answer(told | {"status": "waitlisted", "position": record.position}, 202)
+
+
+@partner.delete("/reservations/<anything:reservation_id>")
+@partner.delete("/events/<event_id>/reservations/<anything:reservation_id>")
+def cancel_reservation(reservation_id: str, event_id: str | None = None) -> Response:
+    """204; ?seats=2 gives back part; 404."""
+    give_back(event_id, reservation_id, _number("seats"))
+    return Response(status=204)
+
+
+@partner.get("/reservations")
+@partner.get("/events/<event_id>/reservations")
+def list_reservations(event_id: str | None = None) -> Response:
+    """[reservation, ...]; ?partnerId= &status= &limit= &after= narrow it."""
+    document, asked = database().document(event_id), request.args
+    limit = _number("limit")
+    if office.settings.require_login:
+        need_login()
+    records = [r for r in document.reservations.values() if _visible(r)]
+    if asked.get("status", "waitlisted") not in get_args(Status):
+        abort(400, f"status must be one of {', '.join(get_args(Status))}")
+    if (after := asked.get("after")) is not None:
+        ids = [r.reservation_id for r in records]
+        if after not in ids:
+            abort(400, "after must be the last reservationId of the page before")
+        records = records[ids.index(after) + 1:]
+    records = [r for r in records if asked.get("status", r.status) == r.status
+               and asked.get("partnerId", r.partner_id) == r.partner_id]
+    if limit is not None and limit < len(records):
+        more = urlencode(asked.to_dict() | {"after": records[limit - 1].reservation_id})
+        g.headers["Link"] = f'<{quote(request.path)}?{more}>; rel="next"'
+    return versioned(document, lambda: shown(document, records[:limit]))
+
+
+@partner.get("/reservations/<anything:reservation_id>")
+@partner.get("/events/<event_id>/reservations/<anything:reservation_id>")
+def show_reservation(reservation_id: str, event_id: str | None = None) -> Response:
+    """One reservation, cancelled or not; 404."""
+    document = database().document(event_id)
+    record = document.reservations.get(reservation_id)
+    if record is None or not _visible(record):
+        abort(404, "Reservation not found")
+    return versioned(document, lambda: shown(document, [record])[0])
+
+
+def shown(document: Document, records: list[Reservation]) -> list[Reservation]:
+    """Reservations without what is nobody's business, and with today's positions."""
+    place = {r.reservation_id: n for n, r in enumerate(waiting(document), 1)}
+    return [r if r.origin is NOBODY and not r.position else replace(
+        r, origin=NOBODY, position=place.get(r.reservation_id, 0)) for r in records]
+
+
+def _visible(record: Reservation) -> bool:
+    return not office.settings.require_login or (g.account is not None and (
+        g.account.role == "admin" or record.origin.account == g.account.id))
+
+
+def _number(name: str) -> int | None:
+    given = request.args.get(name)
+    if given is not None and not re.fullmatch("0*[1-9][0-9]{0,6}", given):
+        abort(400, f"{name} must be a whole number, 1 or more")
+    return None if given is None else int(given)
+
+
+@partner.get("/")
+def welcome() -> Response:
+    """The live page for a browser; for anybody else what there is to try."""
+    if "text/html" in request.headers.get("Accept", ""):
+        return page()
+    here = request.host_url.rstrip("/")
+    return answer(WELCOME.format(here).encode(), kind="text/plain; charset=utf-8")
+
+
+WELCOME: Final = """Welcome to TicketBoss API
+
+  curl {0}/event
+  curl -d '{{"partnerId":"abc-corp","seats":3}}' {0}/reservations
+  curl {0}/reservations
+  curl -X DELETE {0}/reservations/<reservationId>
+  curl {0}/_health
+"""
+
+
+# === 8. Booking API ==========================================================
+# Users, known by an id or an e-mail, book one ticket each, or wait for one; organisers
+# open events and read reports. Errors are {"error": text, "message": text}.
+
+booking: Final = Blueprint("booking", __name__)
+SAID: Final = {  # what a user is told, by the kind of name they gave
+    "id": {"booked": "Ticket booked", "waitlisted": "Added to waiting list",
+           "cancelled": "Booking canceled", "none": "Booking not found"},
+    "email": {"booked": "Ticket booked successfully",
+              "waitlisted": "Event sold out, you're added to the waiting list",
+              "cancelled": "Your booking has been cancelled successfully",
+              "none": "You didn't book this event"}}
+
+
+class Report(Struct, frozen=True, rename="camel"):
+    """What an event has sold; `revenue` in minor units."""
+
+    event_id: int | str
+    name: str
+    total_tickets: int
+    tickets_sold: int
+    available_tickets: int
+    waiting_list_count: int
+    price: int
+    revenue: int
+
+
+@booking.post("/initialize")
+def initialize() -> Response:
+    """{name or eventId, totalTickets, price?} -> 201 and the event."""
+    if office.settings.require_login:
+        need_login(admin=True)
+    body = read()
+    total = whole(body, "totalTickets", 1, MILLION)
+    price = 0 if body.get("price") is None else whole(body, "price", 0, 10**9)
+    event_id = None if body.get("eventId") is None else identity(body, "eventId")
+    if re.search(r"/|^\.+$", str(event_id)):
+        abort(400, "eventId must not have a / in it, nor be dots alone: it is in paths")
+    named = event_id is None or body.get("name") is not None
+    name = text(body, "name") if named else f"Event {event_id}"
+    event = Event("", name, total, total, 0, price, created_at=now())
+    event = open_event(event, event_id)
+    told = {"eventId": event.event_id, "name": name, "totalTickets": total,
+            "availableTickets": total}
+    return answer({"message": "Event initialized", "id": event.event_id, **told,
+                   "event": told}, 201)
+
+
+def open_event(event: Event, event_id: int | str | None) -> Event:
+    """Commit a new event, under the next free number if no id is given."""
+    def decide(database: Database) -> Database:
+        nonlocal event
+        used = [int(key) for key in database.documents if key.isdecimal()]
+        number = max(used, default=0) + 1
+        event = replace(event, event_id=number if event_id is None else event_id)
+        key = str(event.event_id)
+        there = cast("Document | None", database.documents.get(key))
+        return database.having(key, create(there, event))
+
+    turn = office.transactions.transact(decide)
+    event = turn.database.document(str(event.event_id)).event
+    path = quote(str(event.event_id), safe="")
+    g.headers |= {"X-Attempts": str(turn.attempts), "ETag": f'"{event.version}"',
+                  "Location": f"/events/{path}"}
+    return event
+
+
+@booking.post("/book")
+def book_ticket() -> Response:
+    """{eventId, userId or userEmail} -> 200 with a ticket or a place in the list."""
+    body = read()
+    event_id, (name, names) = str(identity(body, "eventId")), _user(body)
+    kind, _, own = name.partition(":")
+    wish = wished(event_id, name, own if kind == "id" else "guest", 1, user=name)
+    document, record = sell(event_id, wish, lambda d: book(d, wish, names))
+    if record is None:  # waiting already
+        queue = waiting(document)
+        record = next(r for r in queue if r.origin.user in names)
+        record = replace(record, position=queue.index(record) + 1)
+    if record.position:
+        return _said(body, kind, "waitlisted", record, position=record.position)
+    return _said(body, kind, "booked", record)
+
+
+@booking.post("/cancel")
+def cancel_ticket() -> Response:
+    """{eventId, userId or userEmail} -> 200; who waits first has the ticket; 404."""
+    body, at, check = read(), now(), guard()
+    event_id, (name, names) = str(identity(body, "eventId")), _user(body)
+    kind, held = name.partition(":")[0], None
+
+    def change(document: Document) -> Document:
+        nonlocal held
+        if (held := booking_of(document, names)) is None:
+            raise NotFound(SAID[kind]["none"])
+        check(held)
+        return cancel(document, held.reservation_id, at)
+
+    commit(event_id, change)
+    return _said(body, kind, "cancelled", cast("Reservation", held))
+
+
+def _user(body: dict[str, Any]) -> tuple[str, frozenset[str]]:
+    """The user's name as given, and all their names; 403 if they are not the caller."""
+    if (body.get("userEmail") is None) == (body.get("userId") is None):
+        abort(400, "Send either userId or userEmail (one of them is required)")
+    if body.get("userEmail") is not None:
+        name = f"email:{folded(email(body, 'userEmail'))}"
+    else:
+        name = f"id:{identity(body, 'userId')}"
+    if g.account is None:
+        return name, frozenset({name})
+    if name in g.account.names():
+        return name, g.account.names()
+    if g.account.role != "admin" or request.path.startswith("/book"):
+        abort(403, "This is somebody else's booking.")
+    return name, frozenset({name})
+
+
+def _said(body: dict[str, Any], kind: str, status: str, record: Reservation,
+          **more: int) -> Response:
+    return answer({"message": SAID[kind][status], "status": status, "eventId":
+                   body["eventId"], "reservationId": record.reservation_id, **more})
+
+
+@booking.get("/status/<event_id>")
+def show_status(event_id: str) -> Response:
+    """How many tickets are left and how many wait, in the words of three systems."""
+    document = database().document(event_id)
+    r = report(document)
+    return answer({
+        "id": r.event_id, "eventId": r.event_id, "name": r.name,
+        "totalTickets": r.total_tickets, "total_tickets": r.total_tickets,
+        "availableTickets": r.available_tickets, "available_tickets":
+        r.available_tickets, "bookedTickets": r.tickets_sold,
+        "waitingListCount": r.waiting_list_count, "version": document.event.version})
+
+
+@booking.get("/events")
+def list_events() -> Response:
+    """[event, ...], the seeded one first."""
+    return answer([_event(d.event) for d in database().events()])
+
+
+@booking.get("/events/<event_id>")
+def show_one_event(event_id: str) -> Response:
+    """One event, in the words of partners and of users."""
+    document = database().document(event_id)
+    return versioned(document, lambda: _event(document.event))
+
+
+def _event(event: Event) -> dict[str, object]:
+    return {**summary(event), "id": event.event_id, "totalTickets": event.total_seats,
+            "availableTickets": event.available_seats, "price": event.price}
+
+
+@booking.delete("/events/<event_id>")
+def delete_event(event_id: str) -> Response:
+    """204: the event is gone, with all its bookings. The seeded one stays: 409."""
+    if office.settings.require_login:
+        need_login(admin=True)
+    close_event(event_id)
+    return Response(status=204)
+
+
+def close_event(event_id: str) -> None:
+    """Commit the removal of an event."""
+    if event_id == database().seeded:
+        raise Taken("The seeded event stays; `python ticketboss.py reset` empties it")
+    commit(event_id, remove)
+    g.headers.pop("ETag")
+
+
+@booking.get("/events/<event_id>/report")
+def show_report(event_id: str) -> Response:
+    """What one event has sold, as JSON or CSV."""
+    one = report(database().document(event_id))
+    return _spreadsheet([one]) if _wants_csv() else answer(one)
+
+
+@booking.get("/report")
+def show_all_reports() -> Response:
+    """{events: [report, ...], totals: {...}}, as JSON or CSV."""
+    reports = [report(d) for d in database().events()]
+    if _wants_csv():
+        return _spreadsheet(reports)
+    rows = [msgspec.to_builtins(r) for r in reports]
+    totals = {name: sum(row[name] for row in rows) for name in rows[0]
+              if name not in {"eventId", "name", "price"}}
+    return answer({"events": reports, "totals": totals})
+
+
+def report(document: Document) -> Report:
+    """Add up what is sold now; what was cancelled counts nowhere."""
+    e = document.event
+    sold = e.total_seats - e.available_seats
+    return Report(e.event_id, e.name, e.total_seats, sold, e.available_seats,
+                  len(waiting(document)), e.price, sold * e.price)
+
+
+def _wants_csv() -> bool:
+    given = request.args.get("format")
+    if given not in {None, "json", "csv"}:
+        abort(400, "format must be json or csv")
+    accepted = request.accept_mimetypes.best_match(["application/json", "text/csv"])
+    return given == "csv" or (given is None and accepted == "text/csv")
+
+
+def _spreadsheet(reports: list[Report]) -> Response:
+    """CSV in which no text is taken for a formula."""
+    sheet = io.StringIO()
+    rows = csv.writer(sheet)
+    rows.writerow(msgspec.to_builtins(reports[0]))
+    for one in reports:
+        cells = msgspec.structs.astuple(one)
+        rows.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(
+            ("=", "+", "-", "@", "\t", "\r")) else cell for cell in cells)
+    return answer(sheet.getvalue().encode(), kind="text/csv; charset=utf-8")
+
+
+@booking.post("/login")
+def log_in() -> Response:
+    """{email | username | userId, password} -> {token, accessToken, ...}."""
+    body = read()
+    named = [n for n in ("email", "username", "userId") if body.get(n) is not None]
+    if len(named) != 1:
+        abort(400, "Send email, username or userId (one of them is required)")
+    encoded = open_session(str(identity(body, named[0])), body)
+    return answer({"token": encoded, "accessToken": encoded, "tokenType": "Bearer",
+                   "expiresIn": TOKEN_S})
+
+
+def open_session(name: str, body: dict[str, Any]) -> str:
+    """A token for who knows the password; 401, in the same words, for all others."""
+    accounts = database().accounts()
+    account, given = accounts.find(name), password(body, 1)
+    if not knows(account, given) or account is None:
+        abort(401, "Wrong name or password")
+    key = office.settings.jwt_secret or accounts.secret
+    return token(account, key, int(time.time()))
+
+
+def password(body: dict[str, Any], least: int) -> str:
+    """A password of the body, untrimmed; 400 if it is too short or too long."""
+    value = body.get("password")
+    if not isinstance(value, str) or not least <= len(value) or (
+            len(value.encode()) > 1024):
+        abort(400, f"password (string of {least} characters to 1024 bytes) is required")
+    return value
+
+
+# === 9. /api/v1 ==============================================================
+# Accounts, events with a date, bookings of several tickets. Everything is
+# {"message": text, "data": ..., "error": false}; numbers may come as strings.
+
+v1: Final = Blueprint("v1", __name__, url_prefix="/api/v1")
+
+
+def tell(message: str, data: object = None, status: int = 200) -> Response:
+    """The envelope; without `data` where there is nothing to tell."""
+    body: dict[str, object] = {"message": message, "error": False}
+    return answer(body if data is None else {**body, "data": data}, status)
+
+
+@v1.post("/auth/register")
+def register() -> Response:
+    """{username, email, password} -> 201 {id, username, email}; 409 if taken."""
+    body = read()
+    username, address = text(body, "username"), email(body, "email")
+    if username.isdecimal() or "@" in username:
+        abort(400, "username must not be a number, nor an e-mail address")
+    account = enrol(office.transactions, username, address, hashed(password(body, 8)),
+                    "the first" if _is_at_home() else "no")
+    return tell("User registered successfully.", _account(account), 201)
+
+
+def enrol(transactions: Transactions, username: str, address: str, secret: str,
+          admin: Literal["yes", "no", "the first"]) -> Account:
+    """Commit a new account, or an admin's role for one that is there."""
+    account: Account | None = None
+
+    def decide(database: Database) -> Database:
+        nonlocal account
+        accounts = database.accounts()
+        number = max([a.id for a in accounts.members.values()], default=0) + 1
+        account = accounts.find(address) if admin == "yes" else None
+        account = account or Account(number, username, address, secret, "user")
+        if admin == "yes" or (admin == "the first" and not accounts.members):
+            account = replace(account, role="admin")
+        return database.having(ACCOUNTS, accounts.having(account))
+
+    transactions.transact(decide)
+    return cast("Account", account)
+
+
+def _is_at_home() -> bool:
+    """Whether this is a server started by hand on this machine, asked from it."""
+    proxied = any(name.lower().startswith(("forwarded", "x-forwarded-"))
+                  for name, _ in request.headers)
+    return (office.settings.loopback and not proxied
+            and is_loopback(request.remote_addr or ""))
+
+
+def _account(account: Account) -> dict[str, object]:
+    return {"id": account.id, "username": account.username, "email": account.email}
+
+
+@v1.post("/auth/login")
+def log_in_by_email() -> Response:
+    """{email, password} -> {token}."""
+    body = read()
+    encoded = open_session(email(body, "email"), body)
+    return tell("Login successful.", {"token": encoded})
+
+
+@v1.get("/auth/me")
+def show_me() -> Response:
+    """{id, username, email} of who asks."""
+    need_login()
+    return tell("User retrieved successfully.", _account(g.account))
+
+
+@v1.post("/event")
+def create_event() -> Response:
+    """{name, date, totalTickets, availableTickets?} -> 201, the event; for admins."""
+    need_login(admin=True)
+    body = read()
+    name, total = text(body, "name"), whole(body, "totalTickets", 1, MILLION)
+    if body.get("availableTickets") is not None and total != whole(
+            body, "availableTickets", 0, MILLION):
+        abort(400, "availableTickets must equal totalTickets, or be left out")
+    try:
+        day = datetime.fromisoformat(text(body, "date"))
+        day = day.astimezone(UTC) if day.tzinfo else day.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        abort(400, "date must be a date like 2024-12-01")
+    event = Event("", name, total, total, 0, 0, instant(day), g.account.id, now())
+    event = open_event(event, None)
+    return tell("Event created successfully.", _dated(Document(event, {})), 201)
+
+
+@v1.get("/event")
+def list_dated_events() -> Response:
+    """[event, ...], the seeded one last."""
+    need_login()
+    seeded, *others = map(_dated, database().events())
+    return tell("Events retrieved successfully.", [*others, seeded])
+
+
+def _dated(document: Document) -> dict[str, object]:
+    e, records = document.event, document.reservations.values()
+    times = [e.created_at, *(at for r in records for at in (r.ts, r.cancelled_at))]
+    return {"id": e.event_id, "name": e.name, "date": e.date,
+            "totalTickets": e.total_seats, "availableTickets": e.available_seats,
+            "createdBy": e.created_by, "createdAt": e.created_at,
+            "updatedAt": max(filter(None, times), default=None)}
+
+
+@v1.delete("/event/<event_id>")
+def delete_dated_event(event_id: str) -> Response:
+    """For admins."""
+    need_login(admin=True)
+    close_event(event_id)
+    return tell("Event deleted successfully.")
+
+
+@v1.post("/booking")
+def create_booking() -> Response:
+    """{eventId, firstName, lastName, email, ticketsReserved} -> 201; 200 waiting."""
+    body = read()
+    event_id = str(identity(body, "eventId"))
+    seats = whole(body, "ticketsReserved", 1, MILLION)
+    first, last = text(body, "firstName"), text(body, "lastName")
+    mail = email(body, "email")
+    account = g.account.id if g.account else None
+    wish = wished(event_id, mail, f"account-{account}" if account else "guest", seats,
+                  first_name=first, last_name=last, email=mail)
+    try:
+        _, record = sell(event_id, wish, lambda d: reserve(d, wish, "when sold out"))
+    except NotEnoughSeats:
+        abort(409, "Not enough tickets available to fulfill your request.")
+    record = record or wish
+    told = {"id": uuid.UUID(record.reservation_id).int % 2**52,
+            "eventId": body["eventId"], "userId": account, "firstName": first,
+            "lastName": last, "email": mail, "ticketsReserved": body["ticketsReserved"],
+            "bookingStatus": "waitlisted" if record.position else "completed",
+            "createdAt": record.ts, "updatedAt": record.ts}
+    if record.position:
+        return tell("Tickets are sold out; you are on the waitlist.", told)
+    return tell("Booking created successfully.", told, 201)
+
+
+@v1.delete("/booking/<number>")
+def cancel_booking(number: str) -> Response:
+    """{bookingId?, ticketsToCancel?} -> 200; all that is left, if no number is given.
+
+    A booking's number is 52 of its id's random bits: in JSON a safe integer, unique,
+    and not to be guessed.
+    """
+    body = read()
+    if str(body.get("bookingId") or number) != number:
+        abort(400, "bookingId is not the one in the path")
+    seats = None if body.get("ticketsToCancel") is None else whole(
+        body, "ticketsToCancel", 1, MILLION)
+    tail = f"{int(number):013x}" if re.fullmatch("[0-9]{1,16}", number) else "?"
+    for document in database().events():
+        for key in document.reservations:
+            if key.endswith(f"{tail[0]}-{tail[1:]}"):
+                give_back(str(document.event.event_id), key, seats)
+                return tell("Booking cancelled successfully.")
+    raise NotFound("Booking not found or already cancelled")
+
+
+@v1.get("/booking/status/<event_id>")
+def show_booking_status(event_id: str) -> Response:
+    """{availableTickets, waitlistedCount}."""
+    document = database().document(event_id)
+    return tell("Event status retrieved successfully.", {
+        "availableTickets": document.event.available_seats,
+        "waitlistedCount": len(waiting(document))})
+
+
+def page() -> Response:
+    """."""
+    return answer(b"", kind="text/html")
+
+
+# === 12. Main ================================================================
+# One app, however it is served, and the command line. Everything is wired here.
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI app: `flask --app ticketboss run`, `gunicorn "ticketboss:create_app()"`.
+
+    Without `settings` it is told by TICKETBOSS_... variables, and ends the process with
+    one line when it cannot start. With them, raises Unavailable.
+    """
+    if settings is None:
+        try:
+            with main.make_context("ticketboss", []) as context, _in_one_line(context):
+                return create_app(_settings(context))
+        except click.ClickException as error:
+            raise SystemExit(f"ticketboss: {error.format_message()}") from None
+    app = Office(__name__, static_folder=None)
+    app.settings, app.store = settings, Store(settings.db, settings.patience_s)
+    app.store.start(settings.seats, anew=settings.by_hand)
+    app.transactions = Transactions(app.store, settings.think_s, settings.patience_s)
+    app.served = itertools.count()
+    app.config.update(MAX_CONTENT_LENGTH=64 * 1024, PROPAGATE_EXCEPTIONS=False)
+    app.url_map.strict_slashes = app.url_map.merge_slashes = False
+    app.url_map.converters["anything"] = Anything
+    app.before_request(arrive)
+    app.after_request(leave)
+    app.register_error_handler(TicketBossError, refused)
+    app.register_error_handler(HTTPException, aborted)
+    for blueprint in (partner, booking, v1):
+        app.register_blueprint(blueprint)
+    _limit(app)
+    if settings.trust_proxy:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
+    if not settings.quiet and not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+    return app
+
+
+def _limit(app: Office) -> None:
+    """Ten logins a minute for each client, always; all routes, if it is asked for."""
+    def client() -> str:
+        counters = getattr(limiter.storage, "storage", {})
+        while len(counters) > 10_000:  # the oldest go: memory stays bounded
+            limiter.storage.clear(next(iter(counters)))
+        address = ipaddress.ip_address(request.remote_addr or "::")
+        bits = 64 if address.version == 6 else 32  # one IPv6 client has a /64
+        return str(ipaddress.ip_network((address, bits), strict=False))
+
+    free = {"partner.health", "partner.welcome"}
+    limits = [ApplicationLimit(app.settings.rate_limit, exempt_when=lambda: (
+        request.endpoint in free))] if app.settings.rate_limit else []
+    limiter = Limiter(client, app=app, storage_uri=app.settings.rate_storage,
+                      headers_enabled=True, application_limits=[*limits])
+    logins = limiter.shared_limit("10 per minute", scope="login")
+    for endpoint in LOGINS:
+        limit = logins if "log_in" in endpoint else limiter.limit("10 per minute")
+        app.view_functions[endpoint] = cast("Any", limit(app.view_functions[endpoint]))
+
+
+class Duration(click.ParamType[float]):
+    """200ms, 1.5s, or plain seconds; at most an hour."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Seconds."""
+        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|)", str(value))
+        seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else -1
+        if not 0 <= seconds <= 3600:
+            self.fail(f"{value!r} is not a duration like 200ms or 1.5s", param, ctx)
+        return seconds
+
+
+def option(name: str) -> Callable[[Any], Any]:
+    """The option of that setting, with its TICKETBOSS_... variable."""
+    field = next(f for f in msgspec.structs.fields(Settings) if f.name == name)
+    rule = field.type.__metadata__[0]
+    kinds = {float: Duration(), int: click.IntRange(rule.ge, rule.le)}
+    flag = {"think_s": "think", "trusted_hosts": "trusted_host"}.get(name, name)
+    variables = [f"TICKETBOSS_{flag.upper()}", *(["PORT"] if name == "port" else [])]
+    return click.option(
+        f"--{flag.replace('_', '-')}", name, default=field.default, envvar=variables,
+        type=kinds.get(type(field.default)), is_flag=field.default is False,
+        multiple=field.default == (), show_default=True, help=rule.description)
+
+
+def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
+    secret = os.environ.get("JWT_SECRET", "")
+    if 0 < len(secret.encode()) < 32:
+        raise click.UsageError("JWT_SECRET must have 32 bytes or more")
+    return Settings(**context.params, jwt_secret=secret, by_hand=by_hand,
+                    loopback=by_hand and is_loopback(context.params["host"]))
+
+
+@contextmanager
+def _in_one_line(context: click.Context) -> Iterator[str]:
+    """The database's path; a refusal ends the command with one line that names it."""
+    top = context.find_root().params["db"]
+    path = os.path.abspath(top if context.params["db"] == "db.json" else
+                           context.params["db"])
+    try:
+        yield path
+    except TicketBossError as error:
+        raise click.ClickException(
+            f"{path}: {error}. Mend it, put a good copy back, or set it aside with "
+            "`python ticketboss.py reset`.") from None
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def main(context: click.Context, /, **_: object) -> None:
+    """Sell the seats of events over HTTP, and never sell one twice."""
+    if context.invoked_subcommand is None:
+        with _in_one_line(context):
+            serve(_settings(context, by_hand=True))
+
+
+for _field in msgspec.structs.fields(Settings):
+    if hasattr(_field.type, "__metadata__"):
+        option(_field.name)(main)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C; finish what is under way, and say what was done.
+
+    64 threads: with waitress's own 4, reads queue behind writers that wait for the
+    lock. 900 connections, polled: its own 100 let idle clients shut others out.
+    """
+    app, host = cast("Office", create_app(settings)), settings.host
+    waitress.channel.HTTPChannel.error_task_class = JsonErrorTask
+    try:
+        server = waitress.server.create_server(
+            app, host=host, port=settings.port, threads=64, connection_limit=900,
+            asyncore_use_poll=True, channel_timeout=30, ident="TicketBoss",
+            max_request_body_size=2**20, clear_untrusted_proxy_headers=False)
+    except OSError as error:
+        raise click.ClickException(f"Cannot listen at {host}, port {settings.port}: "
+                                   f"{error.strerror}. Try another --port.") from None
+    port = getattr(server, "effective_port", settings.port)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    event = app.store.load().database.document(None).event
+    click.echo(f"{event.name}: {event.available_seats} of {event.total_seats} seats "
+               f"free, kept in {app.store.path}\nServing at {url} (Ctrl-C ends it)\n"
+               f"\n  curl {url}/event\n  curl -d '{{\"partnerId\":\"abc-corp\","
+               f"\"seats\":3}}' {url}/reservations\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    server.run()
+    click.echo(f"Ended, after {next(app.served)} answers.")
+
+
+class JsonErrorTask(waitress.task.ErrorTask):
+    """What waitress refuses before Flask sees it: in JSON, as all else."""
+
+    def execute(self) -> None:
+        """Write the answer."""
+        error: Any = cast("Any", self.request).error
+        body = msgspec.json.encode({"error": error.body, "message": error.body})
+        head = [("Content-Type", "application/json")]
+        error.to_response = lambda _: (f"{error.code} {error.reason}", head, body)
+        super().execute()
+
+
+@main.command()
+@option("db")
+@click.pass_context
+def audit(context: click.Context, /, db: str) -> None:  # noqa: ARG001 -- in the context
+    """Prove that a db.json adds up: sums, versions, statuses, waiting lists."""
+    found = 0
+    with _in_one_line(context) as path:
+        events = Store(path).load().database.events()
+    for document in events:
+        event, records = document.event, document.reservations.values()
+        counted = Counter(("made", r.event_version_at_reservation) for r in records)
+        counted += Counter(("ended", r.event_version_at_cancel) for r in records)
+        wrong = [f"version {version} was {what} twice" for (what, version), times in
+                 counted.items() if version is not None and times > 1]
+        if promote(document) is not document:
+            wrong.append("seats are free that the head of the waiting list could have")
+        statuses = Counter(r.status for r in records)
+        click.echo(f"event {event.event_id}: version {event.version}; "
+                   f"{event.total_seats - event.available_seats} seats confirmed + "
+                   f"{event.available_seats} available = {event.total_seats}; " +
+                   ", ".join(f"{statuses[s]} {s}" for s in get_args(Status)))
+        for fault in wrong:
+            click.echo(f"  FAULT: {fault}")
+        found += len(wrong)
+    click.echo(f"{found} faults." if found else "All of it adds up.")
+    sys.exit(1 if found else 0)
+
+
+@main.command()
+@option("db")
+@option("seats")
+@click.confirmation_option(prompt="Set everything aside and seed a fresh event?")
+@click.pass_context
+def reset(context: click.Context, /, db: str, seats: int) -> None:  # noqa: ARG001
+    """Seed a fresh event; the old file is kept beside the new one."""
+    with _in_one_line(context) as path:
+        store = Store(path)
+        kept = f"{store.path}.{now().replace(':', '-')}.old"
+        with store.hold():
+            if os.path.lexists(store.path):
+                os.rename(store.path, kept)
+                click.echo(f"What was there is in {kept}")
+            store.start(seats)
+    click.echo(f"{seats} seats are free in {path}")
+
+
+@main.command()
+@click.argument("address", metavar="EMAIL")
+@option("db")
+@click.pass_context
+def admin(context: click.Context, /, address: str, db: str) -> None:  # noqa: ARG001
+    """Make EMAIL an admin; asks for a password where it has no account."""
+    if not re.fullmatch(MAIL, address):
+        raise click.UsageError("EMAIL must be an e-mail address")
+    with _in_one_line(context) as path:
+        store = Store(path)
+        store.start(Settings().seats)
+        there = store.load().database.accounts().find(address)
+        secret = ""
+        while there is None and len(secret) < 8:
+            secret = click.prompt("Password, 8 characters or more", hide_input=True,
+                                  confirmation_prompt=True)
+        enrol(Transactions(store), address, address, hashed(secret), "yes")
+    click.echo(f"{address} is an admin.")
+
+
+if __name__ == "__main__":
+    main()
