@@ -1,0 +1,417 @@
+"""The rules about seats, as functions from value to value.
+
+No seat is sold twice, none is lost, and the waiting list is served strictly in order:
+case by case first, then in every order of a few steps.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from msgspec.structs import replace
+
+from ticketboss import (
+    Document,
+    Event,
+    NotEnoughSeats,
+    NotFound,
+    Origin,
+    Reservation,
+    Taken,
+    WrongNumber,
+    book,
+    booking_of,
+    cancel,
+    create,
+    faults,
+    promote,
+    remove,
+    reserve,
+    waiting,
+)
+
+AT = "2025-01-01T00:00:00.000Z"
+LATER = "2025-01-02T00:00:00.000Z"
+
+
+def event(total, version=0):
+    """An event with nobody in it."""
+    return Document(Event("gig", "Gig", total, total, version), {})
+
+
+def wish(name, seats=1, user=""):
+    """What somebody asks for."""
+    return Reservation(
+        name, name, seats, "waitlisted", ts=AT, origin=Origin(user=user))
+
+
+def sold(total, *orders):
+    """An event after these orders, in this order; what does not fit waits."""
+    document = event(total)
+    for name, seats in orders:
+        document = reserve(document, wish(name, seats), "when short")
+    return document
+
+
+def names(document, status):
+    """Whose reservations have that status, in order of arrival."""
+    return "".join(r.reservation_id for r in document.reservations.values()
+                   if r.status == status)
+
+
+def line(document):
+    """Who waits, head first."""
+    return "".join(r.reservation_id for r in waiting(document))
+
+
+def numbers(document):
+    """Free seats, and the version."""
+    return document.event.available_seats, document.event.version
+
+
+# --- reserve --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", ["never", "when short", "when sold out"])
+def test_seats_that_are_free_are_sold(wait):
+    before = event(5, version=7)
+    after = reserve(before, wish("a", 5), wait)
+    assert after == Document(
+        Event("gig", "Gig", 5, 0, 8),
+        {"a": replace(
+            wish("a", 5), status="confirmed", event_version_at_reservation=8)})
+    assert before == event(5, version=7)
+
+
+@pytest.mark.parametrize(("taken", "wanted", "wait"), [
+    (0, 6, "never"), (4, 2, "never"), (5, 1, "never"),
+    (4, 2, "when sold out"),  # one is free, so it is not sold out
+    (0, 6, "when short"), (5, 6, "when short"), (5, 6, "when sold out")])
+def test_seats_that_are_not_there_are_refused_and_nothing_changes(taken, wanted, wait):
+    before = sold(5, ("a", taken)) if taken else event(5)
+    kept = replace(before)
+    with pytest.raises(NotEnoughSeats, match=r"^Not enough seats left$"):
+        reserve(before, wish("b", wanted), wait)
+    assert before == kept
+
+
+@pytest.mark.parametrize(("taken", "wait"), [
+    (4, "when short"), (5, "when short"), (5, "when sold out")])
+def test_who_may_wait_joins_the_end_as_one_change(taken, wait):
+    before = sold(5, ("a", taken))
+    after = reserve(before, wish("b", 2), wait)
+    after = reserve(after, wish("c", 2), wait)
+    assert numbers(after) == (5 - taken, 3)
+    assert after.reservations["a"] == before.reservations["a"]
+    assert after.reservations["b"] == replace(
+        wish("b", 2), position=1, event_version_at_reservation=2)
+    assert after.reservations["c"] == replace(
+        wish("c", 2), position=2, event_version_at_reservation=3)
+
+
+@pytest.mark.parametrize("wait", ["never", "when short", "when sold out"])
+@pytest.mark.parametrize("seats", [1, 2, 5])
+def test_nobody_is_served_past_the_head_of_the_line(seats, wait):
+    before = sold(5, ("a", 3), ("b", 3))  # two are free, and kept for b
+    assert numbers(before) == (2, 2)
+    if wait == "never":
+        with pytest.raises(NotEnoughSeats):
+            reserve(before, wish("c", seats), wait)
+    else:
+        after = reserve(before, wish("c", seats), wait)
+        assert numbers(after) == (2, 3)
+        assert line(after) == "bc"
+
+
+def test_the_line_is_by_order_of_arrival_and_not_by_clock_or_place_in_the_file():
+    document = sold(1, ("a", 1), ("b", 1), ("c", 1), ("d", 1))
+    records = {k: replace(r, ts=f"2025-01-0{9 - n}T00:00:00.000Z")
+               for n, (k, r) in enumerate(document.reservations.items())}
+    turned = Document(document.event, dict(reversed(records.items())))
+    assert line(turned) == line(document) == "bcd"
+    assert names(cancel(turned, "a", LATER), "confirmed") == "b"
+
+
+def test_seats_that_the_head_could_have_are_its_own_before_they_are_sold():
+    document = sold(3, ("a", 3), ("b", 2))
+    freed = Document(replace(document.event, available_seats=3), {
+        "b": document.reservations["b"]})  # as a hand in the file may leave it
+    after = reserve(freed, wish("c", 1))
+    assert names(after, "confirmed") == "bc"
+    assert numbers(after) == (0, 3)
+    with pytest.raises(NotEnoughSeats):
+        reserve(freed, wish("c", 2))
+
+
+# --- cancel ---------------------------------------------------------------------------
+
+
+def test_a_cancelled_reservation_stays_and_its_seats_are_free_again():
+    before = sold(5, ("a", 3), ("b", 1))
+    after = cancel(before, "a", LATER)
+    assert after == Document(Event("gig", "Gig", 5, 4, 3), {
+        "a": replace(before.reservations["a"], status="cancelled", cancelled_at=LATER,
+                     event_version_at_cancel=3),
+        "b": before.reservations["b"]})
+    assert before == sold(5, ("a", 3), ("b", 1))
+
+
+def test_part_is_given_back_bit_by_bit_and_the_last_of_it_cancels():
+    document = cancel(sold(9, ("a", 6)), "a", LATER, 1)
+    assert document.reservations["a"] == replace(
+        sold(9, ("a", 6)).reservations["a"], seats=5, seats_returned=1)
+    document = cancel(document, "a", LATER, 2)
+    record = document.reservations["a"]
+    assert (record.status, record.seats, record.seats_returned) == ("confirmed", 3, 3)
+    assert numbers(document) == (6, 3)
+    document = cancel(document, "a", LATER, 3)
+    record = document.reservations["a"]
+    assert (record.status, record.seats, record.seats_returned) == ("cancelled", 3, 3)
+    assert (record.cancelled_at, record.event_version_at_cancel) == (LATER, 4)
+    assert numbers(document) == (9, 4)
+
+
+@pytest.mark.parametrize("seats", [0, -1, 4, 10**6])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_no_more_is_given_back_than_is_held(name, seats):
+    before = sold(5, ("a", 3), ("b", 3))
+    with pytest.raises(WrongNumber, match=r"\b3\b"):
+        cancel(before, name, LATER, seats)
+    assert before == sold(5, ("a", 3), ("b", 3))
+
+
+@pytest.mark.parametrize("seats", [None, 1, 99])
+@pytest.mark.parametrize("name", ["a", "z", "", "gig"])
+def test_what_is_cancelled_or_never_was_cannot_be_cancelled(name, seats):
+    before = cancel(sold(5, ("a", 3)), "a", LATER)
+    kept = replace(before)
+    with pytest.raises(NotFound, match=r"^Reservation not found or already cancelled$"):
+        cancel(before, name, LATER, seats)
+    assert before == kept
+
+
+# --- the waiting list -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("orders", "back", "served", "waits", "free"), [
+    # what a gives back -> who is served, who still waits, what is free
+    ([("b", 1)], None, "b", "", 3),
+    ([("b", 4)], None, "b", "", 0),
+    ([("b", 1), ("c", 1), ("d", 1)], None, "bcd", "", 1),
+    ([("b", 2), ("c", 2), ("d", 2)], None, "bc", "d", 0),
+    ([("b", 2), ("c", 3), ("d", 1)], None, "b", "cd", 2),  # d does not pass c
+    ([("b", 1), ("c", 3)], 2, "b", "c", 1),
+    ([("b", 3), ("c", 1)], 2, "", "bc", 2),  # and c does not pass b
+    ([("b", 3), ("c", 1)], 3, "b", "c", 0)])
+def test_what_is_given_back_goes_down_the_line_as_far_as_it_goes(
+        orders, back, served, waits, free):
+    before = sold(4, ("a", 4), *orders)
+    after = cancel(before, "a", LATER, back)
+    assert names(after, "confirmed").replace("a", "") == served
+    assert line(after) == waits
+    assert numbers(after) == (free, len(orders) + 2)  # the promotions count nothing
+    for name, _ in orders:
+        was = before.reservations[name]
+        assert after.reservations[name] == replace(
+            was, status="confirmed" if name in served else "waitlisted")
+
+
+def test_who_leaves_the_line_frees_no_seat_but_may_free_the_way():
+    before = sold(3, ("a", 2), ("b", 2), ("c", 1), ("d", 1))
+    assert (line(before), numbers(before)) == ("bcd", (1, 4))
+    after = cancel(before, "b", LATER)
+    assert (names(after, "confirmed"), line(after)) == ("ac", "d")
+    assert numbers(after) == (0, 5)
+    after = cancel(before, "c", LATER)  # from the middle: nobody moves up
+    assert (names(after, "confirmed"), line(after)) == ("a", "bd")
+    assert numbers(after) == (1, 5)
+
+
+def test_a_head_that_asks_for_less_is_served_at_once_and_so_is_who_fits_after_it():
+    before = sold(4, ("a", 2), ("b", 4), ("c", 1))
+    after = cancel(before, "b", LATER, 3)
+    assert (names(after, "confirmed"), line(after)) == ("abc", "")
+    assert numbers(after) == (0, 4)
+    record = after.reservations["b"]
+    assert (record.seats, record.seats_returned) == (1, 3)
+    less = cancel(before, "b", LATER, 1)  # still too many: the place is kept
+    assert (names(less, "confirmed"), line(less)) == ("a", "bc")
+    assert numbers(less) == (2, 4)
+
+
+def test_promote_leaves_alone_what_cannot_be_bettered():
+    for document in (event(3), sold(3, ("a", 2)), sold(3, ("a", 2), ("b", 2), ("c", 1)),
+                     sold(0)):
+        assert promote(document) is document
+
+
+def test_promote_serves_all_that_fit_and_counts_no_version():
+    full = sold(4, ("a", 4), ("b", 1), ("c", 2), ("d", 2), ("e", 1))
+    freed = Document(replace(full.event, available_seats=4),
+                     {k: r for k, r in full.reservations.items() if k != "a"})
+    after = promote(freed)
+    assert (names(after, "confirmed"), line(after)) == ("bc", "de")
+    assert numbers(after) == (1, full.event.version)
+    assert promote(after) is after
+
+
+# --- one ticket a user ----------------------------------------------------------------
+
+
+ANN = frozenset({"id:1", "id:ann", "email:ann@x.org"})
+
+
+@pytest.mark.parametrize("name", sorted(ANN))
+def test_a_user_has_one_ticket_by_whatever_name(name):
+    document = book(event(5), wish("a", 1, name), frozenset({name}))
+    assert booking_of(document, ANN) == document.reservations["a"]
+    with pytest.raises(Taken, match=r"^You already booked this event$"):
+        book(document, wish("b", 1, "id:ann"), ANN)
+    other = book(document, wish("c", 1, "id:bob"), frozenset({"id:bob"}))
+    assert names(other, "confirmed") == "ac"
+
+
+def test_who_waits_and_books_again_changes_nothing():
+    document = book(sold(1, ("z", 1)), wish("a", 1, "id:ann"), ANN)
+    assert line(document) == "a"
+    assert book(document, wish("b", 1, "id:1"), ANN) is document
+
+
+def test_who_cancelled_and_books_again_waits_at_the_end():
+    document = book(sold(1, ("z", 1)), wish("a", 1, "id:ann"), ANN)
+    document = book(document, wish("b", 1, "id:bob"), frozenset({"id:bob"}))
+    document = cancel(document, "a", LATER)
+    assert booking_of(document, ANN) is None
+    document = book(document, wish("c", 1, "id:ann"), ANN)
+    assert line(document) == "bc"
+    assert document.reservations["c"].position == 2
+
+
+def test_a_reservation_without_a_user_is_nobodys_booking():
+    document = sold(5, ("a", 1))
+    assert booking_of(document, ANN) is None
+    assert names(book(document, wish("b", 1, "id:ann"), ANN), "confirmed") == "ab"
+
+
+# --- events ---------------------------------------------------------------------------
+
+
+def test_an_event_is_created_once():
+    made = create(None, event(5).event)
+    assert made == event(5)
+    with pytest.raises(Taken):
+        create(made, event(9).event)
+    assert made == event(5)
+
+
+def test_a_removed_event_keeps_only_its_id_and_goes_on_counting():
+    before = sold(3, ("a", 2), ("b", 2))
+    gone = remove(before)
+    assert gone.reservations == {}
+    assert (gone.event.deleted, gone.event.version) == (True, 3)
+    assert [*faults(gone)] == []
+    assert create(gone, event(9).event) == event(9, version=4)
+    assert before == sold(3, ("a", 2), ("b", 2))
+
+
+@pytest.mark.parametrize("document", [
+    event(0), event(5, version=9), sold(5, ("a", 5), ("b", 1), ("c", 5)),
+    cancel(sold(5, ("a", 5), ("b", 1), ("c", 5)), "a", LATER), remove(event(1))])
+def test_what_the_rules_make_has_no_faults(document):
+    assert [*faults(document)] == []
+
+
+GOOD = cancel(sold(5, ("a", 3), ("b", 2), ("c", 1), ("d", 1)), "b", LATER, 1)
+
+
+@pytest.mark.parametrize(("event_fields", "record_fields", "says"), [
+    ({"available_seats": 1}, {}, ["5", "1"]),
+    ({"total_seats": 4}, {}, ["5", "0", "4"]),
+    ({}, {"seats": 4}, ["6", "0", "5"]),
+    ({}, {"status": "cancelled"}, ["2", "0", "5"]),
+    ({}, {"status": "waitlisted"}, ["2", "0", "5"]),
+    ({}, {"reservation_id": "z"}, ["a"]),
+    ({"version": 3}, {}, ["d"]),
+    ({}, {"event_version_at_reservation": 6}, ["a"]),
+    ({}, {"event_version_at_cancel": 7}, ["a"])])
+def test_what_does_not_add_up_is_told_with_its_numbers_or_by_the_reservation(
+        event_fields, record_fields, says):
+    assert [*faults(GOOD)] == []
+    record = replace(GOOD.reservations["a"], **record_fields)
+    wrong = Document(replace(GOOD.event, **event_fields),
+                     GOOD.reservations | {"a": record})
+    (fault,) = faults(wrong)
+    assert {*says} <= {*re.findall(r"\w+", fault)}
+
+
+# --- every order of a few steps -------------------------------------------------------
+
+
+def steps(document):
+    """Each that can be taken next: its name, and the function that takes it."""
+    new = f"r{document.event.version}"
+    for wait, sizes in (("never", (1, 2, 3)), ("when short", (1, 2, 3)),
+                        ("when sold out", (2,))):
+        for seats in sizes:
+            yield (f"reserve {seats} {wait}",
+                   lambda d, s=seats, w=wait: reserve(d, wish(new, s), w))
+    for name in document.reservations:
+        yield f"cancel {name}", lambda d, n=name: cancel(d, n, LATER)
+        yield f"give back 1 of {name}", lambda d, n=name: cancel(d, n, LATER, 1)
+
+
+def check(before, after):
+    """The laws that hold between an event and what one step makes of it."""
+    assert after.event.version == before.event.version + 1
+    assert [*faults(after)] == []
+    assert 0 <= after.event.available_seats <= after.event.total_seats
+    was, now = waiting(before), waiting(after)
+    if now:  # no seat is free that the head could have
+        assert now[0].seats > after.event.available_seats
+    assert [r.position > 0 for r in now] == [True] * len(now)
+
+    # Who waits still waits in the same order; whoever was served was at the head.
+    stayed = [r.reservation_id for r in was
+              if after.reservations[r.reservation_id].status == "waitlisted"]
+    assert [r.reservation_id for r in now][:len(stayed)] == stayed
+    served = [r.reservation_id for r in was
+              if after.reservations[r.reservation_id].status == "confirmed"]
+    left = [r.reservation_id for r in was
+            if after.reservations[r.reservation_id].status != "cancelled"]
+    assert left[:len(served)] == served
+
+    # A newcomer is served only where nobody waited, and nothing is ever dropped.
+    new = [r for k, r in after.reservations.items() if k not in before.reservations]
+    assert not (was and new and new[0].status == "confirmed")
+    assert [*before.reservations] == [*after.reservations][:len(before.reservations)]
+    touched = [k for k, r in before.reservations.items()
+               if after.reservations[k] != r and k not in served]
+    assert len(touched) + len(new) <= 1
+
+
+def test_the_laws_hold_in_every_order_of_a_few_steps(pick):
+    walked = promoted = 0
+
+    def walk(document, path, more):
+        nonlocal walked, promoted
+        for name, step in steps(document):
+            kept = (document.event, dict(document.reservations))
+            try:
+                after = step(document)
+            except (NotEnoughSeats, NotFound):
+                after = None
+            assert kept == (document.event, document.reservations), [*path, name]
+            if after is None:
+                continue
+            walked += 1
+            promoted += len(waiting(after)) < len(waiting(document))
+            try:
+                check(document, after)
+            except AssertionError as error:
+                raise AssertionError(f"after {[*path, name]}: {error}") from error
+            if more > 1:
+                walk(after, [*path, name], more - 1)
+    walk(event(3), [], pick(5, 6, 7))
+    assert walked > 10_000
+    assert promoted > 1_000
