@@ -126,8 +126,9 @@ def test_nobody_is_served_past_the_head_of_the_line(seats, wait):
 
 def test_the_line_is_by_order_of_arrival_and_not_by_clock_or_place_in_the_file():
     document = sold(1, ("a", 1), ("b", 1), ("c", 1), ("d", 1))
-    records = {k: replace(r, ts=f"2025-01-0{9 - n}T00:00:00.000Z")
-               for n, (k, r) in enumerate(document.reservations.items())}
+    days = {"a": 4, "b": 5, "c": 9, "d": 1}
+    records = {k: replace(r, ts=f"2025-01-0{days[k]}T00:00:00.000Z")
+               for k, r in document.reservations.items()}
     turned = Document(document.event, dict(reversed(records.items())))
     assert line(turned) == line(document) == "bcd"
     assert names(cancel(turned, "a", LATER), "confirmed") == "b"
