@@ -1402,8 +1402,7 @@ def open_event(event: Event, event_id: int | str | None) -> Event:
     """Commit a new event, under the next free number if no id is given."""
     def decide(database: Database) -> Database:
         nonlocal event
-        used = [int(key) for key in database.documents if key.isdecimal()]
-        number = max(used, default=0) + 1
+        number = next(n for n in itertools.count(1) if str(n) not in database.documents)
         event = replace(event, event_id=number if event_id is None else event_id)
         key = str(event.event_id)
         there = cast("Document | None", database.documents.get(key))
@@ -1430,8 +1429,8 @@ def book_ticket() -> Response:
         record = next(r for r in queue if r.origin.user in names)
         record = replace(record, position=queue.index(record) + 1)
     if record.position:
-        return _said(body, kind, "waitlisted", record, position=record.position)
-    return _said(body, kind, "booked", record)
+        return _said(document, kind, "waitlisted", record, position=record.position)
+    return _said(document, kind, "booked", record)
 
 
 @booking.post("/cancel")
@@ -1448,8 +1447,8 @@ def cancel_ticket() -> Response:
         check(held)
         return cancel(document, held.reservation_id, at)
 
-    commit(event_id, change)
-    return _said(body, kind, "cancelled", cast("Reservation", held))
+    document, _ = commit(event_id, change)
+    return _said(document, kind, "cancelled", cast("Reservation", held))
 
 
 def _user(body: dict[str, Any]) -> tuple[str, frozenset[str]]:
@@ -1470,10 +1469,11 @@ def _user(body: dict[str, Any]) -> tuple[str, frozenset[str]]:
     return name, next((names for names in others if name in names), frozenset({name}))
 
 
-def _said(body: dict[str, Any], kind: str, status: str, record: Reservation,
+def _said(document: Document, kind: str, status: str, record: Reservation,
           **more: int) -> Response:
-    return answer({"message": SAID[kind][status], "status": status, "eventId":
-                   body["eventId"], "reservationId": record.reservation_id, **more})
+    return answer({"message": SAID[kind][status], "status": status,
+                   "eventId": document.event.event_id,
+                   "reservationId": record.reservation_id, **more})
 
 
 @booking.get("/status/<event_id>")
@@ -1785,8 +1785,8 @@ def page() -> Response:
     response = answer(html, kind="text/html; charset=utf-8")
     response.headers |= {
         "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src "
-        f"data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none';"
-        " form-action 'none'; frame-ancestors 'none'", "Cache-Control": "no-store",
+        f"data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none'"
+        "; form-action 'none'; frame-ancestors 'none'", "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
     return response
 
@@ -1950,9 +1950,12 @@ live()
 
 # === 11. Race ================================================================
 # The classroom: buyers in processes of their own, on a throwaway file, with no check at
-# all, with a lock, and optimistic. What there is to learn is said from what is measured.
+# all, with a lock, and optimistic. What is there to learn is said of what is measured.
 
 STRATEGIES: Final = ("none", "lock", "optimistic")
+CELLS: Final = "{:11}{:>6}{:>9}{:>6}{:>10}{:>11}{:>9}{:>8} {}"
+HEAD: Final = ("strategy", "told", "in file", "lost", "oversold", "conflicts",
+               "sales/s", "p95 ms", "")
 
 
 class Careless(Store):
@@ -1970,7 +1973,7 @@ class Try(NamedTuple):
 
     buyer: int
     event_id: str
-    told: bool  # "confirmed", or sold out
+    told: bool  # that they have a seat
     read_version: int
     read_at: float
     done_at: float
@@ -1987,20 +1990,17 @@ def buy(plan: Plan) -> list[Try]:
     store, tries = (Careless if strategy == "none" else Store)(path, 30), []
     for event_id in events:
         wish = Reservation(str(uuid.uuid4()), f"buyer-{buyer}", 1, "waitlisted", now())
-        began, asked = time.monotonic(), 0
-        while True:
+        began, asked, told = time.monotonic(), 0, False
+        while not told:
             asked += 1
             with store.hold() if strategy == "lock" else nullcontext():
                 seen, read_at = store.load(), time.monotonic()
                 document = seen.database.document(event_id)
-                try:
-                    wanted = seen.database.having(event_id, reserve(document, wish))
-                except NotEnoughSeats:
-                    told = False
+                if document.event.available_seats == 0:
                     break
                 time.sleep(think_s)
-                if told := store.swap(seen, wanted):
-                    break
+                wanted = seen.database.having(event_id, reserve(document, wish))
+                told = store.swap(seen, wanted)
         done = time.monotonic()
         tries.append(Try(buyer, event_id, told, document.event.version, read_at, done,
                          done - began, asked - 1))
@@ -2011,25 +2011,23 @@ def run_race(
     strategy: str, sizes: dict[str, int], count: int, think_s: float
 ) -> tuple[dict[str, Any], list[Try]]:
     """Race once; the row of the table, and the history it was counted from."""
-    clients, requests, seats = sizes["clients"], sizes["requests"], sizes["seats"] // count
+    clients, seats = sizes["clients"], sizes["seats"] // count
     ids = [f"event-{n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(f"{folder}/db.json")
         store.start(seats)
-        seen = store.load()
-        wanted = seen.database
+        wanted = store.load().database
         for key in ids:
             wanted = wanted.having(key, create(None, Event(key, key, seats, seats, 0)))
-        store.swap(seen, wanted)
+        store.swap(store.load(), wanted)
         plans: list[Plan] = [(store.path, strategy, n, [ids[i % count] for i in range(
-            n, requests, clients)], think_s) for n in range(clients)]
+            n, sizes["requests"], clients)], think_s) for n in range(clients)]
         with multiprocessing.get_context("fork").Pool(clients) as pool:
             began = time.monotonic()
             history = [each for tries in pool.map(buy, plans, 1) for each in tries]
             took_s = time.monotonic() - began
-        database = store.load().database
+        kept = sum(len(d.reservations) for d in store.load().database.events())
     sold = [each for each in history if each.told]
-    kept = sum(len(database.document(key).reservations) for key in ids)
     slow = sorted(each.took_s for each in sold)[int(len(sold) * .95) - 1] if sold else 0
     return {"strategy": strategy, "events": count, "think_ms": round(think_s * 1e3),
             "told": len(sold), "kept": kept, "lost": len(sold) - kept,
@@ -2038,46 +2036,36 @@ def run_race(
             "rate": round(len(sold) / took_s), "p95_ms": round(slow * 1e3)}, history
 
 
-def proof(history: list[Try]) -> str:
+def proof(history: list[Try]) -> list[str]:
     """The smallest interleaving that lost a sale: two who read the same version."""
     sold = sorted((each for each in history if each.told), key=lambda each: (
         each.event_id, each.read_version, each.done_at))
     for one, other in itertools.pairwise(sold):
         if one[1:4] == other[1:4] and other.read_at < one.done_at:
-            steps = [(each.read_at, each, f"reads version {each.read_version}")
-                     for each in (one, other)]
-            steps += [(each.done_at, each, f"writes version {each.read_version + 1}, "
-                       'told "confirmed"') for each in (one, other)]
-            lines = [what if each is one else f"{'':40}{what}"
-                     for _, each, what in sorted(steps)]
-            return "\n".join([f"buyer {one.buyer:<34}buyer {other.buyer}", *lines,
-                              f"buyer {one.buyer}'s sale is not in the file any more"])
-    return ""
+            steps = [(at, each is one, what) for each in (one, other) for at, what in (
+                (each.read_at, f"reads version {each.read_version}"),
+                (each.done_at, f"writes version {each.read_version + 1}: confirmed"))]
+            return [f"buyer {one.buyer:<34}buyer {other.buyer}", *(
+                what if left else f"{'':40}{what}" for _, left, what in sorted(steps)),
+                f"buyer {one.buyer}'s sale is not in the file any more", ""]
+    return []
 
 
-HEAD: Final = "strategy    told  in file  lost  oversold  conflicts  sales/s  p95 ms"
-
-
-def line(row: dict[str, Any], best: int) -> str:
-    """One row of the table, with a bar as long as its rate."""
-    cells = "{strategy:10}{told:6}{kept:9}{lost:6}{oversold:10}{conflicts:11}{rate:9}"
-    bar = "█" * round(10 * row["rate"] / max(best, 1))
-    return f"{cells}{{p95_ms:8}} {bar}".format_map(row)
-
-
-def lessons(rows: list[dict[str, Any]]) -> list[str]:
-    """What the measured rows teach; said of these, whichever way they turned out."""
-    said = [f"No check: {r['told']} were told they have a seat, {r['kept']} are in the "
-            f"file.\n  {r['lost']} sales vanished, {r['oversold']} seats were sold that do "
-            "not exist." for r in rows if r["strategy"] == "none"]
+def lessons(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What the measured rows teach, whichever way they turned out."""
+    for row in rows:
+        if row["strategy"] == "none":
+            yield ("No check: {told} told they have a seat, {kept} in the file.\n"
+                   "{lost} sales vanished; {oversold} seats sold that do not exist."
+                   ).format_map(row)
     for (events, think), group in itertools.groupby(
-            rows, lambda r: (r["events"], r["think_ms"])):
-        rate = {r["strategy"]: max(r["rate"], 1) for r in group}
-        if {"lock", "optimistic"} <= rate.keys():
-            faster, slower = sorted(("lock", "optimistic"), key=rate.__getitem__)[::-1]
-            said.append(f"{events} event(s), {think} ms of thinking: {faster} sells "
-                        f"{rate[faster] / rate[slower]:.1f} times as fast as {slower}.")
-    return said
+            rows, lambda row: (row["events"], row["think_ms"])):
+        rates = [(row["rate"], row["strategy"]) for row in group
+                 if row["strategy"] != "none"]
+        if len(rates) == 2:
+            (slow, loser), (fast, winner) = sorted(rates)
+            yield (f"{events} event(s), {think} ms of thinking: {winner} sells "
+                   f"{fast / max(slow, 1):.1f} times as fast as {loser}.")
 
 
 # === 12. Main ================================================================
@@ -2128,7 +2116,7 @@ def _limit(app: Office) -> None:
             limiter.storage.clear(next(iter(counters)))
         address = (request.remote_addr or "").removeprefix("::ffff:")
         with suppress(ValueError):  # not of a proxy that sends no addresses
-            if ipaddress.ip_address(address).version == 6:  # a client has a /64 of these
+            if ipaddress.ip_address(address).version == 6:  # one client has a /64
                 return str(ipaddress.ip_network((address, 64), strict=False))
             return address
         return "unknown"
@@ -2318,10 +2306,16 @@ def admin(context: click.Context, /, address: str, db: str) -> None:  # noqa: AR
     click.echo(f"{address} is an admin.")
 
 
+def size(flag: str, default: int, most: int) -> Callable[[Any], Any]:
+    """An option of the race that is a number."""
+    return click.option(flag, default=default, type=click.IntRange(1, most),
+                        show_default=True)
+
+
 @main.command()
-@click.option("--clients", default=16, type=click.IntRange(1, 64), show_default=True)
-@click.option("--seats", default=100, type=click.IntRange(1, 10_000), show_default=True)
-@click.option("--requests", default=200, type=click.IntRange(1, 10**5), show_default=True)
+@size("--clients", 16, 64)
+@size("--seats", 100, 10**4)
+@size("--requests", 200, 10**5)
 @click.option("--think", type=Duration(), help="Between read and write, as 5ms.")
 @click.option("--events", type=click.IntRange(1, 64), help="That buyers spread over.")
 @click.option("--strategy", "only", multiple=True, type=click.Choice(STRATEGIES))
@@ -2333,26 +2327,26 @@ def race(*, think: float | None, events: int | None, only: tuple[str, ...],
     plans = [(1, .005, STRATEGIES), (8, .005, STRATEGIES[1:]), (1, 0.0, STRATEGIES[1:])]
     if think is not None or events is not None:
         plans = [(events or 1, .005 if think is None else think, STRATEGIES)]
-    guess = click.prompt("Which loses sales? Is a lock ever faster?") if predict else ""
-    rows, shown = [], ""
+    guess = click.prompt("Which loses sales? Which is fastest?") if predict else ""
+    rows: list[dict[str, Any]] = []
+    shown: list[str] = []
     for count, think_s, strategies in plans:
         group = []
-        for strategy in (s for s in strategies if not only or s in only):
+        for strategy in (s for s in only or strategies if s in strategies):
             click.echo(f"... {strategy}", err=True)
             row, history = run_race(strategy, sizes, count, think_s)
-            shown = shown or (proof(history) if strategy == "none" else "")
+            shown = shown or (proof(history) if strategy == "none" else [])
             group.append(row)
-        best = max((row["rate"] for row in group), default=0)
-        if not as_json:
-            click.echo("\n".join([
-                f"\n{count} event(s), {think_s * 1e3:.0f} ms of thinking", HEAD,
-                *(line(row, best) for row in group)]))
         rows += group
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-    else:
-        said = [f"You said: {guess}"] if predict else []
-        click.echo("\n".join(["", shown, "", *lessons(rows), *said]))
+        if not as_json:
+            click.echo(f"\n{count} event(s), {think_s * 1e3:.0f} ms of thinking\n"
+                       + CELLS.format(*HEAD))
+        for row in () if as_json else group:
+            bar = "█" * round(10 * row["rate"] / max(r["rate"] or 1 for r in group))
+            cells = [row[k] for k in row if k not in {"events", "think_ms"}]
+            click.echo(CELLS.format(*cells, bar))
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join([
+        "", *shown, *lessons(rows), *([f"You said: {guess}"] if predict else [])]))
     safe = [row for row in rows if row["strategy"] != "none"]
     sys.exit(1 if any(row["lost"] or row["oversold"] for row in safe) else 0)
 

@@ -481,13 +481,14 @@ def start(make_app: Any, db: Any) -> tuple[bytes, str]:
 
 def test_all_dialects_together_do_what_a_simple_model_does(
         start: tuple[bytes, str], tmp_path: Any, pick: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path / "hypothesis"))
     monkeypatch.setattr(os, "fsync", lambda _: None)  # what is decided is shown here
     seen: Counter[str] = Counter()
     files = (tmp_path / f"{n}.json" for n in itertools.count())
     run_state_machine_as_test(
         lambda: Dialects(next(files), *start, seen),
         settings=settings(
-            max_examples=pick(40, 400, 6_000), stateful_step_count=pick(30, 50, 60),
+            max_examples=pick(35, 150, 2_000), stateful_step_count=pick(30, 40, 50),
             derandomize=pick(1, 0, 0) == 1, database=None, deadline=None,
             # What fails is made short only in the larger runs: it takes minutes.
             phases=(Phase.generate, Phase.shrink)[:pick(1, 2, 2)],
