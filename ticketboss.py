@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["click>=8.1", "filelock>=4", "flask>=3.1", "flask-limiter>=4",
+# dependencies = ["click>=8.1", "filelock>=4", "flask>=3.1", "limits>=4",
 #   "msgspec>=0.20", "pyjwt>=2.10", "waitress>=3"]
 # ///
 """TicketBoss sells the seats of an event over HTTP, and never sells one twice.
@@ -26,6 +26,7 @@ writes the whole file; and without --require-login it trusts whoever can reach i
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import ipaddress
@@ -54,14 +55,14 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 import jwt
-import limits
+import limits.storage
+import limits.strategies
 import msgspec
 import waitress.channel
 import waitress.server
 import waitress.task
 from filelock import FileLock, Timeout
 from flask import Blueprint, Flask, Response, abort, current_app, g, request
-from flask_limiter import ApplicationLimit, Limiter
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 from werkzeug.exceptions import HTTPException
@@ -109,7 +110,7 @@ Wait = Literal["never", "when short", "when sold out"]  # when an order may queu
 Count = Annotated[int, Meta(ge=0)]
 
 
-class Value(Struct, frozen=True, rename="camel", omit_defaults=True,
+class Value(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False,
             forbid_unknown_fields=True):
     """How all values look in db.json; a field unknown here is refused, not dropped."""
 
@@ -212,8 +213,10 @@ def reserve(document: Document, wish: Reservation, wait: Wait = "never") -> Docu
     does not let the wish queue, and for more seats than the event has: at the head of
     the list it would block it for ever.
     """
-    document = promote(document)
-    event, queue = document.event, waiting(document)
+    if queue := waiting(document):
+        document = promote(document)
+        queue = waiting(document)
+    event = document.event
     left = 0 if queue else event.available_seats
     wish = replace(wish, event_version_at_reservation=event.version + 1)
     if wish.seats <= left:
@@ -333,10 +336,11 @@ def faults(document: Document) -> Iterator[str]:
     if held + event.available_seats != event.total_seats:
         yield (f"{held} seats confirmed and {event.available_seats} available do not "
                f"make {event.total_seats} in total")
-    for key, r in records.items():
-        last = max(r.event_version_at_reservation or 0, r.event_version_at_cancel or 0)
-        if key != r.reservation_id or last > event.version:
-            yield f"reservation {key} has another id, or a version yet to come"
+    version = event.version
+    for key in [key for key, r in records.items() if key != r.reservation_id
+                or (r.event_version_at_reservation or 0) > version
+                or (r.event_version_at_cancel or 0) > version]:
+        yield f"reservation {key} has another id, or a version yet to come"
 
 
 # === 3. Store ================================================================
@@ -412,7 +416,8 @@ class Snapshot:
 
     def __del__(self) -> None:
         """Let the file go. Freeing its blocks may take as long as a commit."""
-        os.close(self._pin)
+        with suppress(OSError):
+            os.close(self._pin)
 
 
 class Store:
@@ -421,8 +426,8 @@ class Store:
     def __init__(self, path: str, patience_s: float = 2.0) -> None:
         # A symbolic link stays one: its target is what is replaced, and locked.
         self.path = os.path.realpath(path)
-        folder, name = os.path.split(self.path)
-        self._hidden = f"{folder}/.{name}"  # how the lock's and drafts' names begin
+        self._folder, name = os.path.split(self.path)
+        self._hidden = f"{self._folder}/.{name}"  # so begin lock and drafts
         self._patience_s = patience_s
         self._mutex = threading.RLock()
         self._locks: dict[int, FileLock] = {}  # one a process, by its id
@@ -430,27 +435,35 @@ class Store:
         self._crowded_until = 0.0
         self._snapshot: Snapshot | None = None
         self.trouble = ""  # why nobody knows whether the last write would survive
-        with _explained(f"The folder {folder} cannot be used"):
-            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
     def start(self, seats: int, *, anew: bool = True) -> None:
         """Make the file where there is none, clear away what killed writers left.
 
-        Not `anew`: where a lock file shows that there was one, its loss is refused, as
-        a worker that is started again must not offer sold seats once more. Raises
-        Unavailable if the file is missing or not whole; it is never written over.
+        Not `anew`: where a byte in the lock file shows that there was one, its loss is
+        refused, as a worker started again must not offer sold seats once more.
+        Raises Unavailable if the file is missing or not whole; it is never replaced.
         """
-        anew = anew or not os.path.lexists(f"{self._hidden}.lock")
-        folder, name = os.path.split(self._hidden)
-        with self.hold(), _explained("The folder cannot be used"):
-            for other in os.listdir(folder):  # drafts have no writer while we hold it
+        with self.hold() as folder, _explained("The folder cannot be used"):
+            lock, name = f"{self._hidden}.lock", os.path.basename(self._hidden)
+            for other in os.listdir(self._folder):  # drafts have no writer meanwhile
                 if re.fullmatch(re.escape(name) + r"\.\w{16}\.tmp", other):
-                    os.unlink(f"{folder}/{other}")
-            if anew and not os.path.lexists(self.path):
+                    os.unlink(f"{self._folder}/{other}")
+            if (anew or not os.stat(lock).st_size) and not os.path.lexists(self.path):
                 with self._draft(seed(seats)) as (draft, _):
                     os.link(draft, self.path)  # complete, and never over another file
-                self._settle()
-        self.load()
+                    os.unlink(draft)
+                self._settle(folder)
+            self.load()
+            os.truncate(lock, 1)
+
+    def reset(self, seats: int, kept: str) -> None:
+        """Seed anew, whatever is there; if anything is, it is called `kept` then."""
+        with self.hold() as folder:
+            with self._draft(seed(seats)) as (draft, _):
+                if os.path.lexists(self.path):
+                    os.link(self.path, kept)
+                os.replace(draft, self.path)
+            self._settle(folder)
 
     def load(self) -> Snapshot:
         """Read what the file holds now, without a lock; parse it only if it is new.
@@ -474,7 +487,7 @@ class Store:
         before = seen.database.documents
         changed = {key: document for key, document in wanted.documents.items()
                    if document is not before.get(key)}
-        with self.hold():
+        with self.hold() as folder:
             now = self.load()
             there = now.database.documents
             # Where versions differ this stops at the first field. That it compares the
@@ -487,17 +500,19 @@ class Store:
                     raise AssertionError(fault)  # a bug: no sale, then
                 with self._draft(merged, now) as (draft, snapshot):
                     if not self._undisturbed(now):
+                        os.unlink(draft)
                         return False
                     os.replace(draft, self.path)  # the commit point
                 self._snapshot = snapshot
-            self._settle()
+            self._settle(folder)
             return True
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> Iterator[int]:
         """Keep every other writer, thread or process, away from the file meanwhile.
 
-        The thread that has it may take it again. Raises Contended or Unavailable.
+        Gives the folder, open. The thread that has it may take it again. Raises
+        Contended or Unavailable.
         """
         deadline = time.monotonic() + self._patience_s
         # A mutex first: filelock polls, so one process should be one contender.
@@ -509,15 +524,28 @@ class Store:
                 # Another process sells too. Without a pause longer than its polling
                 # whoever had the lock last would have it next, again and again.
                 time.sleep(random.uniform(1.2, 2.2) * POLL_S)
-            with _explained("The lock failed"):
-                lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # what was done under it is done
-                    lock.release()
+            with self._open_folder() as folder:
+                with _explained("The lock failed"):
+                    lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+                try:
+                    yield folder
+                finally:
+                    for _ in range(2):  # what was done under it is done; kept, it would
+                        with suppress(OSError):  # shut out everybody else for good
+                            lock.release()
+                            break
         finally:
             self._mutex.release()
+
+    @contextmanager
+    def _open_folder(self) -> Iterator[int]:
+        with _explained(f"The folder {self._folder} cannot be used"):
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):
+                os.close(folder)
 
     def _lock(self) -> FileLock:
         # One a process: inherited over a fork, it guards nothing. A file of its own:
@@ -578,14 +606,15 @@ class Store:
                 finally:
                     os.close(draft)
                 yield path, Snapshot(database, status, os.open(path, os.O_RDONLY))
-        finally:
+        except BaseException:
             with suppress(OSError):
-                os.unlink(path)  # gone already, after a commit
+                os.unlink(path)
+            raise
 
-    def _settle(self) -> None:
+    def _settle(self, folder: int) -> None:
         """Make the last rename durable: until then a power cut may take it back."""
         try:
-            _sync(self._folder)
+            _sync(folder)
         except OSError as error:
             self.trouble = f"The disk did not confirm the last write: {error.strerror}"
             log.critical(self.trouble)
@@ -636,8 +665,9 @@ def _faults(database: Database, keys: Iterable[str]) -> Iterator[str]:
 
 def _liken(draft: int, old: os.stat_result, database: Database) -> None:
     """Keep mode and owner; but whoever might read the file must not read hashes."""
-    if not database.accounts().members:
-        os.fchmod(draft, stat.S_IMODE(old.st_mode))
+    mode = stat.S_IMODE(old.st_mode)
+    if mode != 0o600 and not database.accounts().members:
+        os.fchmod(draft, mode)
     if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
         with suppress(PermissionError):
             os.fchown(draft, old.st_uid, old.st_gid)
@@ -675,6 +705,7 @@ def _explained(what: str) -> Iterator[None]:
 
 Decision = Callable[[Database], Database]  # pure: asked again, and by any thread
 MOST: Final = 256  # decisions in one write
+LINGER_S: Final = 0.001
 
 
 class Turn:
@@ -703,6 +734,7 @@ class Transactions:
         self._mutex = threading.Lock()
         self._queue: deque[Turn] = deque()
         self._led = False  # somebody commits, or is about to
+        self._crowd = 0  # how many the last write served
 
     def transact(self, decide: Decision) -> Turn:
         """Apply `decide` to what is stored; return when the result is on the disk.
@@ -738,9 +770,12 @@ class Transactions:
 
     def _lead(self, first: Turn) -> None:
         """Commit for all who wait; pass the lead to the next, and tell the others."""
+        if self._crowd > 1:  # more are on their way: PostgreSQL's commit_delay
+            time.sleep(LINGER_S)
         with self._mutex:
             followers = min(len(self._queue), MOST - 1)
             batch = [first, *(self._queue.popleft() for _ in range(followers))]
+        self._crowd = len(batch)
         try:
             replaced = self._commit(batch)
         finally:
@@ -886,7 +921,10 @@ TEXTS: Final = {
     429: "Too many requests from this IP, please try again later.",
     500: "Something is wrong in TicketBoss. Its log says what."}
 BOOKING: Final = {"book", "cancel", "events", "initialize", "login", "report", "status"}
-LOGINS: Final = {"booking.log_in", "v1.log_in_by_email", "v1.register"}
+LOGINS: Final = {  # open to all, but counted, the two ways to log in together
+    "booking.log_in": "login", "v1.log_in_by_email": "login", "v1.register": "register"}
+UNLIMITED: Final = {"partner.health", "partner.welcome"}
+TEN_A_MINUTE: Final = limits.parse("10 per minute")
 JSON: Final = "application/json"
 PLAIN: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]{1,200}"
 MAIL: Final = r"[^@\s]+@[^@\s]+\.[^@\s]+"
@@ -901,6 +939,8 @@ class Office(Flask):
     store: Store
     transactions: Transactions
     served: Iterator[int]
+    rules: list[limits.RateLimitItem]  # limits on all routes
+    counters: limits.strategies.FixedWindowRateLimiter
 
 
 office: Final = cast("Office", current_app)
@@ -988,11 +1028,12 @@ def answer(value: object, status: int = 200, kind: str = JSON) -> Response:
 def versioned(document: Document, render: Callable[[], object]) -> Response:
     """What `render` gives, with the event's version as ETag; or 304."""
     etag = str(document.event.version)
-    seen = request.if_none_match.contains_weak(etag)
-    response = Response(status=304) if seen else answer(render())
-    response.set_etag(etag)
-    response.headers |= {"Cache-Control": "no-cache", "Vary": "Authorization"}
-    return response
+    seen = "HTTP_IF_NONE_MATCH" in request.environ and (
+        request.if_none_match.contains_weak(etag))
+    g.headers |= {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
+    if office.settings.require_login:
+        g.headers["Vary"] = "Authorization"
+    return Response(status=304) if seen else answer(render())
 
 
 def problem(status: int, words: str) -> Response:
@@ -1036,21 +1077,50 @@ def aborted(error: HTTPException) -> Response:
     return response
 
 
-def begin() -> None:
-    """What every request has, even one that is refused at the door."""
-    g.began, g.headers, g.condition, g.account = time.perf_counter(), {}, None, None
-    given = request.headers.get("X-Request-ID", "")
-    known = re.fullmatch("[A-Za-z0-9._-]{1,128}", given)
-    g.headers["X-Request-ID"] = given if known else uuid.uuid4().hex
+def count() -> None:
+    """Count the request against its client's limits; 429 when they are used up."""
+    endpoint = request.endpoint or ""
+    rules = [("", rule) for rule in office.rules if endpoint not in UNLIMITED]
+    if endpoint in LOGINS:
+        rules.append((LOGINS[endpoint], TEN_A_MINUTE))
+    for scope, rule in rules:
+        client = _client(office.counters.storage)
+        allowed = office.counters.hit(rule, scope, client)
+        stats = office.counters.get_window_stats(rule, scope, client)
+        g.headers |= {"X-RateLimit-Limit": str(rule.amount),
+                      "X-RateLimit-Remaining": str(stats.remaining),
+                      "X-RateLimit-Reset": str(int(stats.reset_time))}
+        if not allowed:
+            g.headers["Retry-After"] = str(max(1, int(stats.reset_time - time.time())))
+            abort(429)
+
+
+def _client(storage: object) -> str:
+    """Who is counted: an address; of IPv6, all those that one client has."""
+    counters = getattr(storage, "storage", {})
+    while len(counters) > 10_000:  # the oldest go, so that memory stays bounded
+        storage.clear(next(iter(counters)))  # type: ignore[attr-defined]
+    address = (request.remote_addr or "").removeprefix("::ffff:")
+    with suppress(ValueError):  # not of a proxy that sends no addresses
+        if ipaddress.ip_address(address).version == 6:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        return address
+    return "unknown"
 
 
 def arrive() -> None:
     """Refuse what no route should see; find out who asks, and on what condition."""
-    settings, host = office.settings, request.environ.get("HTTP_HOST", "localhost")
+    settings, environ = office.settings, request.environ
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    known = given and re.fullmatch("[A-Za-z0-9._-]{1,128}", given)
+    g.headers = {"X-Request-ID": given if known else f"{random.getrandbits(128):032x}"}
+    g.began, g.condition, g.account = time.perf_counter(), None, None
+    count()  # also what is refused at the door
+    host = environ.get("HTTP_HOST", "localhost")
     if settings.loopback and not (
             is_loopback(host) or host.partition(":")[0] in settings.trusted_hosts):
         abort(421, f"This is not {host!a}. Should it be, start with --trusted-host.")
-    if (authorization := request.headers.get("Authorization")) is not None:
+    if (authorization := environ.get("HTTP_AUTHORIZATION")) is not None:
         kind, _, encoded = authorization.partition(" ")
         accounts = database().accounts()
         key = settings.jwt_secret or accounts.secret
@@ -1058,7 +1128,7 @@ def arrive() -> None:
             g.account = bearer(accounts, encoded.strip(), key)
         if g.account is None:
             abort(401, "Unauthorized. Invalid token.")
-    if request.method not in {"GET", "HEAD", "OPTIONS"}:
+    if environ["REQUEST_METHOD"] not in {"GET", "HEAD", "OPTIONS"}:
         _admit_change()
 
 
@@ -1077,6 +1147,7 @@ def _admit_change() -> None:
         need_login()
 
 
+@functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is this very machine."""
     with suppress(ValueError):
@@ -1116,8 +1187,8 @@ def guard() -> Callable[[Reservation | None], None]:
 
 def leave(response: Response) -> Response:
     """Finish every answer, and write its line in the log."""
-    response.headers.update(g.headers)
-    if not response.content_length:
+    response.headers.extend(g.headers)
+    if response.status_code in {204, 304} or request.method == "OPTIONS":
         response.headers.pop("Content-Type", None)
     next(office.served)
     if log.isEnabledFor(logging.INFO):
@@ -1285,7 +1356,7 @@ def list_reservations(event_id: str | None = None) -> Response:
     limit = _number("limit")
     if office.settings.require_login:
         need_login()
-    records = [r for r in document.reservations.values() if _visible(r)]
+    records = _visible(document.reservations.values())
     if asked.get("status", "waitlisted") not in get_args(Status):
         abort(400, f"status must be one of {', '.join(get_args(Status))}")
     if (after := asked.get("after")) is not None:
@@ -1307,7 +1378,7 @@ def show_reservation(reservation_id: str, event_id: str | None = None) -> Respon
     """One reservation, cancelled or not; 404."""
     document = database().document(event_id)
     record = document.reservations.get(reservation_id)
-    if record is None or not _visible(record):
+    if record is None or not _visible([record]):
         abort(404, "Reservation not found")
     return versioned(document, lambda: shown(document, [record])[0])
 
@@ -1319,9 +1390,10 @@ def shown(document: Document, records: list[Reservation]) -> list[Reservation]:
         r, origin=NOBODY, position=place.get(r.reservation_id, 0)) for r in records]
 
 
-def _visible(record: Reservation) -> bool:
-    return not office.settings.require_login or (g.account is not None and (
-        g.account.role == "admin" or record.origin.account == g.account.id))
+def _visible(records: Iterable[Reservation]) -> list[Reservation]:
+    if not office.settings.require_login or (g.account and g.account.role == "admin"):
+        return [*records]
+    return [r for r in records if g.account and r.origin.account == g.account.id]
 
 
 def _number(name: str) -> int | None:
@@ -2088,48 +2160,25 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.settings, app.store = settings, Store(settings.db, settings.patience_s)
     app.store.start(settings.seats, anew=settings.by_hand)
     app.transactions = Transactions(app.store, settings.think_s, settings.patience_s)
-    app.served = itertools.count()
+    app.served, every = itertools.count(), settings.rate_limit
+    app.rules = limits.parse_many(every) if every else []
+    app.counters = limits.strategies.FixedWindowRateLimiter(
+        limits.storage.storage_from_string(settings.rate_storage))
     app.config.update(MAX_CONTENT_LENGTH=64 * 1024, PROPAGATE_EXCEPTIONS=False)
     app.url_map.strict_slashes = app.url_map.merge_slashes = False
     app.url_map.converters["anything"] = Anything
-    app.before_request(begin)
+    app.before_request(arrive)
     app.after_request(leave)
     app.register_error_handler(TicketBossError, refused)
     app.register_error_handler(HTTPException, aborted)
     for blueprint in (partner, booking, v1):
         app.register_blueprint(blueprint)
-    _limit(app)  # counts what is refused at the door, too
-    app.before_request(arrive)
     if settings.trust_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
     if not settings.quiet and not log.handlers:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
     return app
-
-
-def _limit(app: Office) -> None:
-    """Ten logins a minute for each client, always; all routes, if it is asked for."""
-    def client() -> str:
-        counters = getattr(limiter.storage, "storage", {})
-        while len(counters) > 10_000:  # the oldest go: memory stays bounded
-            limiter.storage.clear(next(iter(counters)))
-        address = (request.remote_addr or "").removeprefix("::ffff:")
-        with suppress(ValueError):  # not of a proxy that sends no addresses
-            if ipaddress.ip_address(address).version == 6:  # one client has a /64
-                return str(ipaddress.ip_network((address, 64), strict=False))
-            return address
-        return "unknown"
-
-    free = {"partner.health", "partner.welcome"}
-    every = [ApplicationLimit(app.settings.rate_limit, exempt_when=lambda: (
-        request.endpoint in free))] if app.settings.rate_limit else []
-    limiter = Limiter(client, app=app, storage_uri=app.settings.rate_storage,
-                      headers_enabled=True, application_limits=[*every])
-    logins = limiter.shared_limit("10 per minute", scope="login")
-    for endpoint in LOGINS:
-        limit = logins if "log_in" in endpoint else limiter.limit("10 per minute")
-        app.view_functions[endpoint] = cast("Any", limit(app.view_functions[endpoint]))
 
 
 class Duration(click.ParamType[float]):
@@ -2185,7 +2234,21 @@ def _in_one_line(context: click.Context) -> Iterator[str]:
             "`python ticketboss.py reset`.") from None
 
 
-@click.group(invoke_without_command=True)
+class OneLine(click.Group):
+    """A group that ends a refused command with one line."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().main(*args, **more | {"standalone_mode": False})
+        except click.Abort:
+            sys.exit("Aborted.")
+        except click.ClickException as error:
+            click.echo(f"Error: {error.format_message()}", err=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=OneLine, invoke_without_command=True)
 @click.pass_context
 def main(context: click.Context, /, **_: object) -> None:
     """Sell the seats of events over HTTP, and never sell one twice."""
@@ -2207,25 +2270,37 @@ def serve(settings: Settings) -> None:
     """
     app, host = cast("Office", create_app(settings)), settings.host
     waitress.channel.HTTPChannel.error_task_class = JsonErrorTask
+    channels: dict[int, Any] = {}
     try:
         server = waitress.server.create_server(
-            app, host=host, port=settings.port, threads=64, connection_limit=900,
-            asyncore_use_poll=True, channel_timeout=30, ident="TicketBoss",
-            max_request_body_size=2**20, clear_untrusted_proxy_headers=False)
-    except OSError as error:
+            app, map=channels, host=host, port=settings.port, threads=64,
+            connection_limit=900, asyncore_use_poll=True, channel_timeout=30,
+            ident="TicketBoss", max_request_body_size=2**20,
+            clear_untrusted_proxy_headers=False)
+    except (OSError, ValueError) as error:
         raise click.ClickException(f"Cannot listen at {host}, port {settings.port}: "
-                                   f"{error.strerror}. Try another --port.") from None
-    port = getattr(server, "effective_port", settings.port)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    event = app.store.load().database.document(None).event
+                                   f"{error}. Try another --port.") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    with suppress(KeyboardInterrupt):
+        _announce(app, getattr(server, "effective_port", settings.port))
+        server.run()
+    # By itself, it gives up after 5 s, and on what the sockets have not taken yet.
+    server.task_dispatcher.shutdown(timeout=3600)
+    until = time.monotonic() + 30
+    while time.monotonic() < until and any(
+            getattr(channel, "total_outbufs_len", 0) for channel in channels.values()):
+        server.asyncore.loop(timeout=1, use_poll=True, map=channels, count=1)
+    click.echo(f"Ended, after {next(app.served)} answers.")
+
+
+def _announce(app: Office, port: int) -> None:
+    host = f"[{app.settings.host}]" if ":" in app.settings.host else app.settings.host
+    url, event = f"http://{host}:{port}", app.store.load().database.document(None).event
     click.echo(f"{event.name}: {event.available_seats} of {event.total_seats} seats "
                f"free, kept in {app.store.path}\nServing at {url} (Ctrl-C ends it)\n"
                f"\n  curl {url}/event\n  curl -d '{{\"partnerId\":\"abc-corp\","
                f"\"seats\":3}}' {url}/reservations\n")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.getLogger("waitress").setLevel(logging.ERROR)
-    server.run()
-    click.echo(f"Ended, after {next(app.served)} answers.")
 
 
 class JsonErrorTask(waitress.task.ErrorTask):
@@ -2250,9 +2325,9 @@ def audit(context: click.Context, /, db: str) -> None:  # noqa: ARG001 -- in the
         events = Store(path).load().database.events()
     for document in events:
         event, records = document.event, document.reservations.values()
-        counted = Counter(("made", r.event_version_at_reservation) for r in records)
-        counted += Counter(("ended", r.event_version_at_cancel) for r in records)
-        wrong = [f"version {version} was {what} twice" for (what, version), times in
+        counted = Counter(version for r in records for version in (
+            r.event_version_at_reservation, r.event_version_at_cancel))
+        wrong = [f"version {version} is of two changes" for version, times in
                  counted.items() if version is not None and times > 1]
         if promote(document) is not document:
             wrong.append("seats are free that the head of the waiting list could have")
@@ -2278,12 +2353,8 @@ def reset(context: click.Context, /, db: str, seats: int) -> None:  # noqa: ARG0
     with _in_one_line(context) as path:
         store = Store(path)
         kept = f"{store.path}.{now().replace(':', '-')}.old"
-        with store.hold():
-            if os.path.lexists(store.path):
-                os.rename(store.path, kept)
-                click.echo(f"What was there is in {kept}")
-            store.start(seats)
-    click.echo(f"{seats} seats are free in {path}")
+        store.reset(seats, kept)
+    click.echo(f"{seats} seats are free in {path}, what was there is in {kept}")
 
 
 @main.command()

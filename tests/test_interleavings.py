@@ -153,7 +153,7 @@ class Office:
         self.stores = [kind(path) for _ in wishes]
 
     def play(self, orders: list[int]) -> Order:
-        """Follow `orders` as far as they go; then whoever is on goes on, if they can."""
+        """Follow `orders` as far as they go; then whoever is on goes on."""
         with open(f"{self.path}.new", "wb") as file:
             file.write(self.first)
         os.replace(file.name, self.path)
