@@ -1871,24 +1871,25 @@ PAGE: Final = r"""<!doctype html>
 <title>TicketBoss</title>
 <style nonce="NONCE">
   :root { color-scheme: light dark; font: 16px/1.45 system-ui, sans-serif }
-  body { max-width: 64rem; margin: 0 auto; padding: 1rem }
+  body { max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
   h1, h2 { margin: 1rem 0 .3rem; line-height: 1.15 } h2 { font-size: 1.1rem }
   canvas { width: 100%; display: block } canvas, fieldset, pre { border-radius: .5rem }
-  main { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr));
-    gap: 0 1.5rem }
-  #facts { font-size: 1.25rem } #facts b { font-variant-numeric: tabular-nums }
-  ul, ol { list-style: none; margin: 0; padding: 0; overflow-wrap: anywhere }
+  main, #panes { display: grid; gap: 0 1.5rem;
+    grid-template-columns: repeat(auto-fit, minmax(var(--least), 1fr)) }
+  main { --least: 17rem } #panes { --least: 13rem; gap: 0 .5rem }
+  #facts { font-size: 1.25rem; margin: .4rem 0 .8rem }
+  ul, ol { list-style: none; margin: 0; padding: 0 }
   #partners li { display: inline-block; margin-right: 1rem }
   #partners span { font-size: 1.3em; margin-right: .25rem }
   fieldset { border: 1px solid GrayText; margin: .4rem 0; padding: .5rem .8rem }
   input[type=number] { width: 4rem } input, button { font: inherit }
   output { display: block; min-height: 3em } .no { color: light-dark(#b00020, #ff8a80) }
-  pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .5rem;
+  pre { white-space: pre-wrap; margin: .4rem 0; padding: .5rem;
     background: light-dark(#eee, #222) }
 </style>
 <h1 id="name">TicketBoss</h1>
 <p id="facts" role="status">Reading the event</p>
-<canvas id="map" role="img" aria-label="Seat map"></canvas>
+<canvas id="map" height="0" role="img" aria-label="Seat map"></canvas>
 <ul id="partners" aria-label="Seats by partner"></ul>
 <main>
 <section><h2>Two buyers</h2>
@@ -1907,12 +1908,15 @@ PAGE: Final = r"""<!doctype html>
 "use strict"
 const $ = id => document.getElementById(id)
 const id = new URLSearchParams(location.search).get("event")
-const base = id ? `/events/${encodeURIComponent(id)}` : ""
+const escaped = character => "%" + character.charCodeAt(0).toString(16)  // for shells
+const base = id ? "/events/" + encodeURIComponent(id).replace(/['()*!]/g, escaped) : ""
 const eventPath = base || "/event", listPath = base + "/reservations"
 let etag = "", seats = 0, held = []
-const colour = name => {
-  const hash = [...name].reduce((h, c) => (h * 31 + c.codePointAt(0)) >>> 0, 7)
-  return `hsl(${(hash * 137.508) % 360} 65% 50%)`
+const known = new Map()  // partners, in the order they came
+const colour = name => {  // by the golden angle, the next is never like those before
+  if (!known.has(name)) known.set(name, known.size)
+  const n = known.get(name)
+  return `hsl(${n * 137.508 % 360} 65% ${38 + n % 3 * 11}%)`
 }
 const line = (text, mark) => {
   const item = document.createElement("li")
@@ -1923,8 +1927,8 @@ const line = (text, mark) => {
   item.append(text)
   return item
 }
-function draw() {  // at most 2,000 squares, however many seats each then stands for
-  const each = Math.ceil(seats / 2000), count = Math.ceil(seats / each), map = $("map")
+function draw() {  // at most 1,000 squares, however many seats each then stands for
+  const each = Math.ceil(seats / 1000), count = Math.ceil(seats / each), map = $("map")
   const columns = Math.min(count, map.clientWidth < 600 ? 25 : 50)
   const size = map.clientWidth / columns, sharp = devicePixelRatio || 1
   map.height = Math.ceil(count / columns) * size * sharp
@@ -1944,22 +1948,27 @@ function draw() {  // at most 2,000 squares, however many seats each then stands
 }
 function show(event, records) {
   const waits = records.filter(r => r.status === "waitlisted").length
-  const sums = new Map()
+  const sums = new Map(), most = 30
   held = records.filter(r => r.status === "confirmed")
   seats = event.totalSeats
+  for (const r of records) colour(r.partnerId)
   for (const r of held) sums.set(r.partnerId, (sums.get(r.partnerId) || 0) + r.seats)
   $("name").textContent = document.title = event.name
   $("facts").textContent = `${event.availableSeats} of ${seats} seats free · ` +
     `version ${event.version} · ${waits} waiting`
   $("map").setAttribute("aria-label", `${seats - event.availableSeats} of ${seats} ` +
     "seats are taken; the list below says by whom")
-  $("partners").replaceChildren(...[...sums].sort((a, b) => b[1] - a[1]).slice(0, 30)
-    .map(([name, n]) => line(`${name || "(no name)"} ${n}`, colour(name))))
+  const ranked = [...sums].sort((a, b) => b[1] - a[1])
+  const rest = ranked.slice(most).reduce((n, partner) => n + partner[1], 0)
+  $("partners").replaceChildren(...ranked.slice(0, most).map(([name, n]) =>
+    line(`${name || "(no name)"} ${n}`, colour(name))),
+    ...rest ? [line(`${ranked.length - most} others ${rest}`)] : [])
   const changes = records.flatMap(r => [[r.eventVersionAtReservation,
     r.status === "waitlisted" ? "waits for" : "reserved", r],
     [r.eventVersionAtCancel, "cancelled", r]]).filter(c => c[0])
   $("changes").replaceChildren(...changes.sort((a, b) => b[0] - a[0]).slice(0, 15)
-    .map(([v, did, r]) => line(`${v}: ${r.partnerId} ${did} ${r.seats}`)))
+    .map(([v, did, r]) => line(`${v}: ${r.partnerId} ${did} ` +
+      (did === "reserved" ? r.seats + (r.seatsReturned || 0) : r.seats))))
   draw()
 }
 async function poll() {
@@ -1970,7 +1979,10 @@ async function poll() {
       const event = await answer.json()
       if (!answer.ok) throw Error(event.error)
       const list = await fetch(listPath, {cache: "no-store"})
-      show(event, list.ok ? await list.json() : [])
+      if (!list.ok && list.status !== 401) throw Error((await list.json()).error)
+      const taken = [{partnerId: "(not shown)", status: "confirmed",  // 401
+        seats: event.totalSeats - event.availableSeats}]
+      show(event, list.ok ? await list.json() : taken)
       etag = answer.headers.get("ETag")
     }
   } catch (error) { etag = ""; $("facts").textContent = error.message }
@@ -1978,8 +1990,10 @@ async function poll() {
 let timer = 0
 async function live() {  // one reading at a time, none while nobody looks
   clearTimeout(timer)
+  if (document.hidden) return
   await poll()
-  if (!document.hidden) timer = setTimeout(live, 700)
+  clearTimeout(timer)
+  timer = setTimeout(live, 700)
 }
 function pane(name) {
   const box = document.querySelector("template").content.cloneNode(true).firstChild
@@ -1991,8 +2005,9 @@ function pane(name) {
     const answer = await fetch(eventPath, {cache: "no-store"})
     seen = answer.headers.get("ETag")
     const event = await answer.json()
-    label.textContent = `version ${seen}: ${event.availableSeats} seats free`
-    out.textContent = ""; save.disabled = false
+    label.textContent = answer.ok ?
+      `version ${seen}: ${event.availableSeats} seats free` : event.error
+    out.textContent = ""; save.disabled = !answer.ok
     $("curl").textContent = `curl -i ${location.origin}${eventPath}`
   }
   save.onclick = async () => {
@@ -2003,8 +2018,9 @@ function pane(name) {
     const answer = await fetch(listPath, {method: "POST", body, headers})
     const told = await answer.json()
     out.className = answer.ok ? "" : "no"
-    out.textContent = `${answer.status}: ${told.error || told.status}, X-Attempts ` +
-      answer.headers.get("X-Attempts")
+    const attempts = answer.headers.get("X-Attempts")
+    out.textContent = answer.status + (attempts ? ` (X-Attempts: ${attempts}): ` : ": ")
+      + (told.error || told.status)
     live()
   }
   $("panes").append(box)
