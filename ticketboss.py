@@ -55,8 +55,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 import jwt
-import limits.storage
-import limits.strategies
+import limits
 import msgspec
 import waitress.channel
 import waitress.server
@@ -71,29 +70,24 @@ from werkzeug.routing import BaseConverter
 from werkzeug.security import check_password_hash, generate_password_hash
 
 # === 1. Settings =============================================================
-# What one server is told. Each field with a help text is an option of the command
-# line, and a TICKETBOSS_... variable. Nothing below reads either.
-
-
-def told(help_text: str, ge: int | None = None, le: int | None = None) -> Meta:
-    """What the command line says of a setting, and the bounds it holds it to."""
-    return Meta(description=help_text, ge=ge, le=le)
+# What one server is told. Each field with a help text, and bounds, is an option of the
+# command line, and a TICKETBOSS_... variable. Nothing below reads either.
 
 
 class Settings(Struct, frozen=True, kw_only=True):
     """One server's configuration, whichever way it was given."""
 
-    host: Annotated[str, told("The address to listen at.")] = "127.0.0.1"
-    port: Annotated[int, told("0 takes a free one.", ge=0, le=65535)] = 3000
-    db: Annotated[str, told("The file that everything is kept in.")] = "db.json"
-    seats: Annotated[int, told("Of the event first seeded.", ge=1, le=10**6)] = 500
-    think_s: Annotated[float, told("Wait between read and swap: 200ms.")] = 0.0
-    require_login: Annotated[bool, told("Every change needs a token.")] = False
-    rate_limit: Annotated[str, told('Per client, as "100 per 15 minutes".')] = ""
-    rate_storage: Annotated[str, told("Where workers count together.")] = "memory://"
-    trust_proxy: Annotated[bool, told("Believe X-Forwarded-For and kin.")] = False
-    trusted_hosts: Annotated[tuple[str, ...], told("More names of this.")] = ()
-    quiet: Annotated[bool, told("No line for each request.")] = False
+    host: Annotated[str, "The address to listen at."] = "127.0.0.1"
+    port: Annotated[int, "0 takes a free one.", 0, 65535] = 3000
+    db: Annotated[str, "The file that everything is kept in."] = "db.json"
+    seats: Annotated[int, "Of the event first seeded.", 1, 10**6] = 500
+    think_s: Annotated[float, "Wait between read and swap: 200ms."] = 0.0
+    require_login: Annotated[bool, "Every change needs a token."] = False
+    rate_limit: Annotated[str, 'Per client, as "100 per 15 minutes".'] = ""
+    rate_storage: Annotated[str, "Where workers count together."] = "memory://"
+    trust_proxy: Annotated[bool, "Believe X-Forwarded-For and kin."] = False
+    trusted_hosts: Annotated[tuple[str, ...], "More names of this."] = ()
+    quiet: Annotated[bool, "No line for each request."] = False
     patience_s: float = 2.0  # that a change waits for its turn, or for the lock
     jwt_secret: str = ""  # "": one made once, and kept in the file
     by_hand: bool = False  # `python ticketboss.py`, not a worker of some other server
@@ -141,7 +135,7 @@ class Origin(Value, frozen=True):
     email: str = ""
 
 
-NOBODY: Final = Origin()
+NOBODY: Final = Origin()  # the one of all who have none: told apart by being it
 
 
 class Reservation(Value, frozen=True):
@@ -196,7 +190,11 @@ class KeyReused(TicketBossError):
 class Stale(TicketBossError):
     """The caller's own condition failed: the event is at none of their versions."""
 
-    version = 0  # the one it is at
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"The event has changed: it is at version {version}. Read it again; "
+            f'if you still want this, resend it with If-Match: "{version}".')
+        self.version = version
 
 
 def waiting(document: Document) -> list[Reservation]:
@@ -244,9 +242,8 @@ def booking_of(document: Document, names: frozenset[str]) -> Reservation | None:
                  if r.origin.user in names and r.status != "cancelled"), None)
 
 
-def cancel(
-    document: Document, reservation_id: str, at: str, seats: int | None = None
-) -> Document:
+def cancel(document: Document, reservation_id: str, at: str,
+           seats: int | None = None) -> Document:
     """Give back `seats` of a reservation, or all; whoever waits gets them; one change.
 
     Raises NotFound, and WrongNumber for more seats than it has.
@@ -321,12 +318,8 @@ def replayed(document: Document, wish: Reservation) -> bool:
 
 def expect(document: Document, versions: frozenset[str] | None) -> None:
     """Hold callers to the versions they named: raise Stale if the event moved on."""
-    now = document.event.version
-    if versions is not None and str(now) not in versions:
-        stale = Stale(f"The event has changed: it is at version {now}. Read it again; "
-                      f'if you still want this, resend it with If-Match: "{now}".')
-        stale.version = now
-        raise stale
+    if versions is not None and str(document.event.version) not in versions:
+        raise Stale(document.event.version)
 
 
 def faults(document: Document) -> Iterator[str]:
@@ -411,12 +404,21 @@ class Snapshot:
     inodes on ext4: an old reading may look fresh.)
     """
 
-    def __init__(self, database: Database, status: os.stat_result, pin: int) -> None:
-        self.database, self.file, self._pin = database, _identity(status), pin
+    def __init__(self, path: str, database: Database | None = None) -> None:
+        # Non-blocking, as a FIFO would hang us.
+        self._pin = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        status = os.fstat(self._pin)  # first: an edit while we read makes it differ
+        if not stat.S_ISREG(status.st_mode):
+            raise Unavailable("db.json is not a regular file")
+        self.file = _identity(status)
+        if database is None:
+            with open(self._pin, "rb", closefd=False) as file:
+                database = _decode(file.read())
+        self.database = database
 
     def __del__(self) -> None:
         """Let the file go. Freeing its blocks may take as long as a commit."""
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # it may not have been opened
             os.close(self._pin)
 
 
@@ -473,7 +475,9 @@ class Store:
         with _explained("db.json cannot be read"):
             snapshot = self._snapshot
             if snapshot is None or snapshot.file != _identity(os.stat(self.path)):
-                snapshot = self._snapshot = self._read()
+                if snapshot is not None:  # replaced, and not by us: we are not alone
+                    self._crowded_until = time.monotonic() + 1.0
+                snapshot = self._snapshot = Snapshot(self.path)
             return snapshot
 
     def swap(self, seen: Snapshot, wanted: Database) -> bool:
@@ -565,25 +569,9 @@ class Store:
         return (os.path.samestat(os.fstat(self._locked), lock)
                 and _identity(os.stat(self.path)) == now.file)
 
-    def _read(self) -> Snapshot:
-        if self._snapshot is not None:  # replaced, and not by us: we are not alone
-            self._crowded_until = time.monotonic() + 1.0
-        # Non-blocking, as a FIFO would hang us.
-        pin = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            status = os.fstat(pin)  # first: an edit while we read makes it differ
-            if not stat.S_ISREG(status.st_mode):
-                raise Unavailable("db.json is not a regular file")
-            with open(pin, "rb", closefd=False) as file:
-                return Snapshot(_decode(file.read()), status, pin)
-        except BaseException:
-            os.close(pin)
-            raise
-
     @contextmanager
-    def _draft(
-        self, database: Database, old: Snapshot | None = None
-    ) -> Iterator[tuple[str, Snapshot]]:
+    def _draft(self, database: Database,
+               old: Snapshot | None = None) -> Iterator[tuple[str, Snapshot]]:
         """All of `database` in a new file on the disk: its name, until it is renamed.
 
         Raises Unavailable for what goes wrong in here or in the caller's block.
@@ -602,10 +590,9 @@ class Store:
                         _liken(draft, os.stat(self.path), database)
                     # Without it, a power cut may leave the new name on an empty file.
                     _sync(draft)
-                    status = os.fstat(draft)
                 finally:
                     os.close(draft)
-                yield path, Snapshot(database, status, os.open(path, os.O_RDONLY))
+                yield path, Snapshot(path, database)
         except BaseException:
             with suppress(OSError):
                 os.unlink(path)
@@ -643,15 +630,15 @@ def _decode(data: bytes) -> Database:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unavailable(f"db.json is not what was written: {error}") from None
     top = str(file.event.event_id)
-    documents: dict[str, Document | Accounts] = {
-        top: Document(file.event, file.reservations), **file.events}
-    if file.accounts is not None:
-        documents[ACCOUNTS] = file.accounts
-    for fault in _faults(Database(top, documents), documents):
-        raise Unavailable(f"db.json does not add up: {fault}")
     if top in file.events:
         raise Unavailable(f"db.json has the event {top} twice")
-    return Database(top, documents)
+    database = Database(top, {top: Document(file.event, file.reservations),
+                              **file.events})
+    if file.accounts is not None:
+        database = database.having(ACCOUNTS, file.accounts)
+    for fault in _faults(database, database.documents):
+        raise Unavailable(f"db.json does not add up: {fault}")
+    return database
 
 
 def _faults(database: Database, keys: Iterable[str]) -> Iterator[str]:
@@ -846,6 +833,12 @@ class Account(Value, frozen=True):
         return frozenset({f"id:{self.id}", f"id:{self.username}",
                           f"email:{folded(self.email)}"})
 
+    def owns(self, record: Reservation) -> bool:
+        """Whether a reservation is this account's, by its token or by its names."""
+        origin = record.origin
+        return self.role == "admin" or origin.account == self.id or (
+            not origin.account and origin.user in self.names())
+
 
 class Accounts(Value, frozen=True):
     """All accounts, by id as text; and the key of their tokens."""
@@ -923,6 +916,7 @@ TEXTS: Final = {
 BOOKING: Final = {"book", "cancel", "events", "initialize", "login", "report", "status"}
 LOGINS: Final = {  # open to all, but counted, the two ways to log in together
     "booking.log_in": "login", "v1.log_in_by_email": "login", "v1.register": "register"}
+ADMINS: Final = {"booking.initialize", "booking.delete_event"}  # if login is required
 UNLIMITED: Final = {"partner.health", "partner.welcome"}
 TEN_A_MINUTE: Final = limits.parse("10 per minute")
 JSON: Final = "application/json"
@@ -951,13 +945,9 @@ def database() -> Database:
     return office.store.load().database
 
 
-def now() -> str:
-    """RFC 3339, UTC, milliseconds."""
-    return instant(datetime.now(UTC))
-
-
-def instant(at: datetime) -> str:
-    """A time as RFC 3339, UTC, milliseconds."""
+def now(at: datetime | None = None) -> str:
+    """The time, or another in UTC, as RFC 3339 with milliseconds."""
+    at = at or datetime.now(UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -1019,6 +1009,15 @@ def email(body: dict[str, Any], name: str) -> str:
     return text(body, name)
 
 
+def password(body: dict[str, Any], least: int) -> str:
+    """A password of the body, untrimmed; 400 if it is too short or too long."""
+    value = body.get("password")
+    if not isinstance(value, str) or not (
+            least <= len(value) <= len(value.encode()) <= 1024):
+        abort(400, f"password (string of {least} characters to 1024 bytes) is required")
+    return value
+
+
 def answer(value: object, status: int = 200, kind: str = JSON) -> Response:
     """JSON, with a line's end for the terminal; or the bytes of another kind."""
     body = value if isinstance(value, bytes) else msgspec.json.encode(value) + b"\n"
@@ -1036,6 +1035,14 @@ def versioned(document: Document, render: Callable[[], object]) -> Response:
     return Response(status=304) if seen else answer(render())
 
 
+def summary(event: Event) -> dict[str, object]:
+    """The six facts about an event that partners see."""
+    return {"eventId": event.event_id, "name": event.name,
+            "totalSeats": event.total_seats, "availableSeats": event.available_seats,
+            "reservationCount": event.total_seats - event.available_seats,
+            "version": event.version}
+
+
 def problem(status: int, words: str) -> Response:
     """An error, as the dialect of the path words it."""
     path = request.path.strip("/").split("/")
@@ -1050,7 +1057,8 @@ def problem(status: int, words: str) -> Response:
 def refused(error: TicketBossError) -> Response:
     """Answer a refusal of the rules about seats, or of the store."""
     status, words = STATUS[type(error)], str(error)
-    g.headers["X-Attempts"] = str(error.attempts)
+    if request.method not in {"GET", "HEAD"}:
+        g.headers["X-Attempts"] = str(error.attempts)
     if isinstance(error, Stale):
         g.headers["ETag"] = f'"{error.version}"'
     if isinstance(error, Contended):
@@ -1067,14 +1075,11 @@ def aborted(error: HTTPException) -> Response:
     """Answer what a route, Flask or a bug broke off."""
     status = error.code or 500
     general = error.description == type(error).description or status in {429, 500}
-    response = problem(status, (TEXTS.get(status) if general else error.description)
-                       or error.name)
-    for name, value in error.get_headers(request.environ):
-        if name not in {"Content-Type", "Content-Length"}:
-            response.headers[name] = value  # Allow, Retry-After
     if status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
+        g.headers["WWW-Authenticate"] = "Bearer"
+    g.headers |= dict(error.get_headers()[1:])  # Allow; the first is Content-Type
+    return problem(status, (TEXTS.get(status) if general else error.description)
+                   or error.name)
 
 
 def count() -> None:
@@ -1111,14 +1116,15 @@ def _client(storage: object) -> str:
 def arrive() -> None:
     """Refuse what no route should see; find out who asks, and on what condition."""
     settings, environ = office.settings, request.environ
-    given = environ.get("HTTP_X_REQUEST_ID", "")
-    known = given and re.fullmatch("[A-Za-z0-9._-]{1,128}", given)
-    g.headers = {"X-Request-ID": given if known else f"{random.getrandbits(128):032x}"}
+    given = re.fullmatch("[A-Za-z0-9._-]{1,128}", environ.get("HTTP_X_REQUEST_ID", ""))
+    g.headers = {"X-Request-ID": given[0] if given else
+                 f"{random.getrandbits(128):032x}"}
     g.began, g.condition, g.account = time.perf_counter(), None, None
     count()  # also what is refused at the door
     host = environ.get("HTTP_HOST", "localhost")
+    name = host.partition(":")[0].lower()
     if settings.loopback and not (
-            is_loopback(host) or host.partition(":")[0] in settings.trusted_hosts):
+            is_loopback(host) or name in settings.trusted_hosts):
         abort(421, f"This is not {host!a}. Should it be, start with --trusted-host.")
     if (authorization := environ.get("HTTP_AUTHORIZATION")) is not None:
         kind, _, encoded = authorization.partition(" ")
@@ -1144,7 +1150,7 @@ def _admit_change() -> None:
         if condition.strip() != "*":  # which always holds
             g.condition = frozenset(re.findall(r'(?:^|[\s,])"([^"]*)"', condition))
     if office.settings.require_login and request.endpoint not in LOGINS:
-        need_login()
+        need_login(admin=request.endpoint in ADMINS)
 
 
 @functools.lru_cache(256)
@@ -1178,9 +1184,7 @@ def guard() -> Callable[[Reservation | None], None]:
             return
         if account is None:
             abort(401, "No token provided")
-        mine = {record.origin.account, record.origin.user} & {
-            account.id, *account.names()}
-        if not mine and account.role != "admin":
+        if not account.owns(record):
             abort(403, "This reservation belongs to somebody else.")
     return check
 
@@ -1188,7 +1192,7 @@ def guard() -> Callable[[Reservation | None], None]:
 def leave(response: Response) -> Response:
     """Finish every answer, and write its line in the log."""
     response.headers.extend(g.headers)
-    if response.status_code in {204, 304} or request.method == "OPTIONS":
+    if not response.content_length:
         response.headers.pop("Content-Type", None)
     next(office.served)
     if log.isEnabledFor(logging.INFO):
@@ -1198,9 +1202,8 @@ def leave(response: Response) -> Response:
     return response
 
 
-def wished(
-    event_id: str | None, caller: str, partner_id: str, seats: int, **origin: str
-) -> Reservation:
+def wished(event_id: str | None, caller: str, partner_id: str, seats: int,
+           **origin: str) -> Reservation:
     """What a request asks to buy, not yet decided.
 
     An Idempotency-Key needs no table: with route, event and caller it makes the
@@ -1220,10 +1223,8 @@ def wished(
     return Reservation(str(made), partner_id, seats, "waitlisted", now(), origin=known)
 
 
-def commit(
-    event_id: str | None, change: Callable[[Document], Document],
-    wish: Reservation | None = None,
-) -> tuple[Document, bool]:
+def commit(event_id: str | None, change: Callable[[Document], Document],
+           wish: Reservation | None = None) -> tuple[Document, bool]:
     """Change an event under the caller's If-Match; return it, and whether it changed.
 
     A `wish` that was granted before is left as it is: a retry gets the first answer.
@@ -1245,18 +1246,17 @@ def commit(
     return document, turn.changed
 
 
-def sell(
-    event_id: str | None, wish: Reservation, choose: Callable[[Document], Document]
-) -> tuple[Document, Reservation | None]:
+def sell(event_id: str | None, wish: Reservation,
+         choose: Callable[[Document], Document]) -> tuple[Document, Reservation]:
     """Commit a sale, or find that it was made: the event, and the reservation as sold.
 
-    The reservation is as the first answer told it, whatever came of it since. None if
-    `choose` saw no reason to make one.
+    It is as the first answer told it, whatever came of it since; the very `wish` if
+    `choose` saw no reason to grant it.
     """
     document, changed = commit(event_id, choose, wish)
     record = document.reservations.get(wish.reservation_id)
     if record is None:
-        return document, None
+        return document, wish
     if not changed:
         g.headers |= {"Idempotent-Replayed": "true",
                       "ETag": f'"{record.event_version_at_reservation}"'}
@@ -1275,6 +1275,42 @@ def give_back(event_id: str | None, reservation_id: str, seats: int | None) -> N
         return cancel(document, reservation_id, at, seats)
 
     commit(event_id, change)
+
+
+def open_event(event: Event, event_id: int | str | None) -> Event:
+    """Commit a new event, under the next free number if no id is given."""
+    def decide(database: Database) -> Database:
+        nonlocal event
+        number = next(n for n in itertools.count(1) if str(n) not in database.documents)
+        event = replace(event, event_id=number if event_id is None else event_id)
+        key = str(event.event_id)
+        there = cast("Document | None", database.documents.get(key))
+        return database.having(key, create(there, event))
+
+    turn = office.transactions.transact(decide)
+    event = turn.database.document(str(event.event_id)).event
+    path = quote(str(event.event_id), safe="")
+    g.headers |= {"X-Attempts": str(turn.attempts), "ETag": f'"{event.version}"',
+                  "Location": f"/events/{path}"}
+    return event
+
+
+def close_event(event_id: str) -> None:
+    """Commit the removal of an event with all its bookings; not of the seeded one."""
+    if event_id == database().seeded:
+        raise Taken("The seeded event stays; `python ticketboss.py reset` empties it")
+    commit(event_id, remove)
+    g.headers.pop("ETag")
+
+
+def open_session(name: str, body: dict[str, Any]) -> str:
+    """A token for who knows the password; 401, in the same words, for all others."""
+    accounts = database().accounts()
+    account, given = accounts.find(name), password(body, 1)
+    if not knows(account, given) or account is None:
+        abort(401, "Wrong name or password")
+    key = office.settings.jwt_secret or accounts.secret
+    return token(account, key, int(time.time()))
 
 
 # === 7. Partner API ==========================================================
@@ -1315,14 +1351,6 @@ def show_event() -> Response:
     return versioned(document, lambda: summary(document.event))
 
 
-def summary(event: Event) -> dict[str, object]:
-    """The six facts about an event that partners see."""
-    return {"eventId": event.event_id, "name": event.name,
-            "totalSeats": event.total_seats, "availableSeats": event.available_seats,
-            "reservationCount": event.total_seats - event.available_seats,
-            "version": event.version}
-
-
 @partner.post("/reservations")
 @partner.post("/events/<event_id>/reservations")
 def make_reservation(event_id: str | None = None) -> Response:
@@ -1334,10 +1362,11 @@ def make_reservation(event_id: str | None = None) -> Response:
     wait: Wait = "when short" if waits else "never"
     wish = wished(event_id, holder, holder, seats)
     _, record = sell(event_id, wish, lambda d: reserve(d, wish, wait))
-    told = {"reservationId": wish.reservation_id, "seats": seats, "status": "confirmed"}
-    if record is None or not record.position:
+    told = {"reservationId": wish.reservation_id, "seats": seats,
+            "status": record.status}
+    if not record.position:
         return answer(told, 201)
-    return answer(told | {"status": "waitlisted", "position": record.position}, 202)
+    return answer(told | {"position": record.position}, 202)
 
 
 @partner.delete("/reservations/<anything:reservation_id>")
@@ -1391,9 +1420,9 @@ def shown(document: Document, records: list[Reservation]) -> list[Reservation]:
 
 
 def _visible(records: Iterable[Reservation]) -> list[Reservation]:
-    if not office.settings.require_login or (g.account and g.account.role == "admin"):
+    if not office.settings.require_login:
         return [*records]
-    return [r for r in records if g.account and r.origin.account == g.account.id]
+    return [r for r in records if g.account and g.account.owns(r)]
 
 
 def _number(name: str) -> int | None:
@@ -1436,24 +1465,9 @@ SAID: Final = {  # what a user is told, by the kind of name they gave
               "none": "You didn't book this event"}}
 
 
-class Report(Struct, frozen=True, rename="camel"):
-    """What an event has sold; `revenue` in minor units."""
-
-    event_id: int | str
-    name: str
-    total_tickets: int
-    tickets_sold: int
-    available_tickets: int
-    waiting_list_count: int
-    price: int
-    revenue: int
-
-
 @booking.post("/initialize")
 def initialize() -> Response:
     """{name or eventId, totalTickets, price?} -> 201 and the event."""
-    if office.settings.require_login:
-        need_login(admin=True)
     body = read()
     total = whole(body, "totalTickets", 1, MILLION)
     price = 0 if body.get("price") is None else whole(body, "price", 0, 10**9)
@@ -1470,24 +1484,6 @@ def initialize() -> Response:
                    "event": told}, 201)
 
 
-def open_event(event: Event, event_id: int | str | None) -> Event:
-    """Commit a new event, under the next free number if no id is given."""
-    def decide(database: Database) -> Database:
-        nonlocal event
-        number = next(n for n in itertools.count(1) if str(n) not in database.documents)
-        event = replace(event, event_id=number if event_id is None else event_id)
-        key = str(event.event_id)
-        there = cast("Document | None", database.documents.get(key))
-        return database.having(key, create(there, event))
-
-    turn = office.transactions.transact(decide)
-    event = turn.database.document(str(event.event_id)).event
-    path = quote(str(event.event_id), safe="")
-    g.headers |= {"X-Attempts": str(turn.attempts), "ETag": f'"{event.version}"',
-                  "Location": f"/events/{path}"}
-    return event
-
-
 @booking.post("/book")
 def book_ticket() -> Response:
     """{eventId, userId or userEmail} -> 200 with a ticket or a place in the list."""
@@ -1496,10 +1492,9 @@ def book_ticket() -> Response:
     kind, _, own = name.partition(":")
     wish = wished(event_id, name, own if kind == "id" else "guest", 1, user=name)
     document, record = sell(event_id, wish, lambda d: book(d, wish, names))
-    if record is None:  # waiting already
-        queue = waiting(document)
-        record = next(r for r in queue if r.origin.user in names)
-        record = replace(record, position=queue.index(record) + 1)
+    if record is wish:  # waiting already
+        record = next(replace(r, position=place) for place, r in enumerate(
+            waiting(document), 1) if r.origin.user in names)
     if record.position:
         return _said(document, kind, "waitlisted", record, position=record.position)
     return _said(document, kind, "booked", record)
@@ -1531,14 +1526,12 @@ def _user(body: dict[str, Any]) -> tuple[str, frozenset[str]]:
         name = f"email:{folded(email(body, 'userEmail'))}"
     else:
         name = f"id:{identity(body, 'userId')}"
-    if g.account is None:
-        return name, frozenset({name})
-    if name in g.account.names():
-        return name, g.account.names()
-    if g.account.role != "admin" or request.path.startswith("/book"):
+    known = [g.account, *database().accounts().members.values()] if g.account else []
+    if known and name not in g.account.names() and (
+            g.account.role != "admin" or request.path.startswith("/book")):
         abort(403, "This is somebody else's booking.")
-    others = [a.names() for a in database().accounts().members.values()]
-    return name, next((names for names in others if name in names), frozenset({name}))
+    each = (account.names() for account in known)
+    return name, next((names for names in each if name in names), frozenset({name}))
 
 
 def _said(document: Document, kind: str, status: str, record: Reservation,
@@ -1552,13 +1545,13 @@ def _said(document: Document, kind: str, status: str, record: Reservation,
 def show_status(event_id: str) -> Response:
     """How many tickets are left and how many wait, in the words of three systems."""
     document = database().document(event_id)
-    r = report(document)
+    e = document.event
     return answer({
-        "id": r.event_id, "eventId": r.event_id, "name": r.name,
-        "totalTickets": r.total_tickets, "total_tickets": r.total_tickets,
-        "availableTickets": r.available_tickets, "available_tickets":
-        r.available_tickets, "bookedTickets": r.tickets_sold,
-        "waitingListCount": r.waiting_list_count, "version": document.event.version})
+        "id": e.event_id, "eventId": e.event_id, "name": e.name,
+        "totalTickets": e.total_seats, "total_tickets": e.total_seats,
+        "availableTickets": e.available_seats, "available_tickets": e.available_seats,
+        "bookedTickets": e.total_seats - e.available_seats,
+        "waitingListCount": len(waiting(document)), "version": e.version})
 
 
 @booking.get("/events")
@@ -1582,18 +1575,8 @@ def _event(event: Event) -> dict[str, object]:
 @booking.delete("/events/<event_id>")
 def delete_event(event_id: str) -> Response:
     """204: the event is gone, with all its bookings. The seeded one stays: 409."""
-    if office.settings.require_login:
-        need_login(admin=True)
     close_event(event_id)
     return Response(status=204)
-
-
-def close_event(event_id: str) -> None:
-    """Commit the removal of an event."""
-    if event_id == database().seeded:
-        raise Taken("The seeded event stays; `python ticketboss.py reset` empties it")
-    commit(event_id, remove)
-    g.headers.pop("ETag")
 
 
 @booking.get("/events/<event_id>/report")
@@ -1609,18 +1592,19 @@ def show_all_reports() -> Response:
     reports = [report(d) for d in database().events()]
     if _wants_csv():
         return _spreadsheet(reports)
-    rows = [msgspec.to_builtins(r) for r in reports]
-    totals = {name: sum(row[name] for row in rows) for name in rows[0]
+    totals = {name: sum(r[name] for r in reports) for name in reports[0]
               if name not in {"eventId", "name", "price"}}
     return answer({"events": reports, "totals": totals})
 
 
-def report(document: Document) -> Report:
+def report(document: Document) -> dict[str, Any]:
     """Add up what is sold now; what was cancelled counts nowhere."""
     e = document.event
     sold = e.total_seats - e.available_seats
-    return Report(e.event_id, e.name, e.total_seats, sold, e.available_seats,
-                  len(waiting(document)), e.price, sold * e.price)
+    return {"eventId": e.event_id, "name": e.name, "totalTickets": e.total_seats,
+            "ticketsSold": sold, "availableTickets": e.available_seats,
+            "waitingListCount": len(waiting(document)), "price": e.price,
+            "revenue": sold * e.price}
 
 
 def _wants_csv() -> bool:
@@ -1631,15 +1615,12 @@ def _wants_csv() -> bool:
     return given == "csv" or (given is None and accepted == "text/csv")
 
 
-def _spreadsheet(reports: list[Report]) -> Response:
+def _spreadsheet(reports: list[dict[str, Any]]) -> Response:
     """CSV in which no text is taken for a formula."""
     sheet = io.StringIO()
-    rows = csv.writer(sheet)
-    rows.writerow(msgspec.to_builtins(reports[0]))
-    for one in reports:
-        cells = msgspec.structs.astuple(one)
-        rows.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(
-            ("=", "+", "-", "@", "\t", "\r")) else cell for cell in cells)
+    for row in (reports[0], *map(dict.values, reports)):  # the names first
+        csv.writer(sheet).writerow(re.sub(r"^(?=[=+\-@\t\r])", "'", cell) if isinstance(
+            cell, str) else cell for cell in row)
     return answer(sheet.getvalue().encode(), kind="text/csv; charset=utf-8")
 
 
@@ -1655,23 +1636,6 @@ def log_in() -> Response:
                    "expiresIn": TOKEN_S})
 
 
-def open_session(name: str, body: dict[str, Any]) -> str:
-    """A token for who knows the password; 401, in the same words, for all others."""
-    accounts = database().accounts()
-    account, given = accounts.find(name), password(body, 1)
-    if not knows(account, given) or account is None:
-        abort(401, "Wrong name or password")
-    key = office.settings.jwt_secret or accounts.secret
-    return token(account, key, int(time.time()))
-
-
-def password(body: dict[str, Any], least: int) -> str:
-    """A password of the body, untrimmed; 400 if it is too short or too long."""
-    value = body.get("password")
-    if not isinstance(value, str) or not (
-            least <= len(value) <= len(value.encode()) <= 1024):
-        abort(400, f"password (string of {least} characters to 1024 bytes) is required")
-    return value
 
 
 # === 9. /api/v1 ==============================================================
@@ -1694,8 +1658,10 @@ def register() -> Response:
     username, address = text(body, "username"), email(body, "email")
     if folded(username).isdecimal() or "@" in username:
         abort(400, "username must not be a number, nor an e-mail address")
+    proxied = re.search(r"(?im)^(x-)?forwarded", str(request.headers))
+    at_home = office.settings.loopback and is_loopback(request.remote_addr or "")
     account = enrol(office.transactions, username, address, hashed(password(body, 8)),
-                    "the first" if _is_at_home() else "no")
+                    "the first" if at_home and not proxied else "no")
     return tell("User registered successfully.", _account(account), 201)
 
 
@@ -1716,14 +1682,6 @@ def enrol(transactions: Transactions, username: str, address: str, secret: str,
 
     transactions.transact(decide)
     return cast("Account", account)
-
-
-def _is_at_home() -> bool:
-    """Whether this is a server started by hand on this machine, asked from it."""
-    proxied = any(name.lower().startswith(("forwarded", "x-forwarded-"))
-                  for name, _ in request.headers)
-    return (office.settings.loopback and not proxied
-            and is_loopback(request.remote_addr or ""))
 
 
 def _account(account: Account) -> dict[str, object]:
@@ -1759,7 +1717,7 @@ def create_event() -> Response:
         day = day.astimezone(UTC) if day.tzinfo else day.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         abort(400, "date must be a date like 2024-12-01")
-    event = Event("", name, total, total, 0, 0, instant(day), g.account.id, now())
+    event = Event("", name, total, total, 0, 0, now(day), g.account.id, now())
     event = open_event(event, None)
     return tell("Event created successfully.", _dated(Document(event, {})), 201)
 
@@ -1804,7 +1762,6 @@ def create_booking() -> Response:
         _, record = sell(event_id, wish, lambda d: reserve(d, wish, "when sold out"))
     except NotEnoughSeats:
         abort(409, "Not enough tickets available to fulfill your request.")
-    record = record or wish
     told = {"id": uuid.UUID(record.reservation_id).int % 2**52,
             "eventId": body["eventId"], "userId": account, "firstName": first,
             "lastName": last, "email": mail, "ticketsReserved": body["ticketsReserved"],
@@ -1919,12 +1876,9 @@ const colour = name => {  // by the golden angle, the next is never like those b
   return `hsl(${n * 137.508 % 360} 65% ${38 + n % 3 * 11}%)`
 }
 const line = (text, mark) => {
-  const item = document.createElement("li")
-  if (mark) {
-    const dot = item.appendChild(document.createElement("span"))
-    dot.textContent = "■"; dot.style.color = mark
-  }
-  item.append(text)
+  const item = document.createElement("li"), dot = document.createElement("span")
+  dot.textContent = mark ? "■" : ""; dot.style.color = mark
+  item.append(dot, text)
   return item
 }
 function draw() {  // at most 1,000 squares, however many seats each then stands for
@@ -1935,13 +1889,11 @@ function draw() {  // at most 1,000 squares, however many seats each then stands
   map.width = map.clientWidth * sharp
   const pen = map.getContext("2d"), plain = getComputedStyle(document.body).color
   pen.scale(sharp, sharp)
-  let holder = 0, end = held.length ? held[0].seats : 0
+  const holders = held.flatMap(r => Array(r.seats).fill(r.partnerId))
   for (let square = 0; square < count; square++) {
-    while (holder < held.length && square * each >= end)
-      end += ++holder < held.length ? held[holder].seats : 0
-    const taken = holder < held.length
+    const taken = square * each < holders.length
     pen.globalAlpha = taken ? 1 : .15
-    pen.fillStyle = taken ? colour(held[holder].partnerId) : plain
+    pen.fillStyle = taken ? colour(holders[square * each]) : plain
     pen.fillRect(square % columns * size + 1, Math.floor(square / columns) * size + 1,
       size - 2, size - 2)
   }
@@ -1971,7 +1923,10 @@ function show(event, records) {
       (did === "reserved" ? r.seats + (r.seatsReturned || 0) : r.seats))))
   draw()
 }
-async function poll() {
+let timer = 0
+async function live() {  // one reading at a time, none while nobody looks
+  clearTimeout(timer)
+  if (document.hidden) return
   try {
     const answer = await fetch(eventPath, {cache: "no-store",
       headers: etag ? {"If-None-Match": etag} : {}})
@@ -1986,12 +1941,6 @@ async function poll() {
       etag = answer.headers.get("ETag")
     }
   } catch (error) { etag = ""; $("facts").textContent = error.message }
-}
-let timer = 0
-async function live() {  // one reading at a time, none while nobody looks
-  clearTimeout(timer)
-  if (document.hidden) return
-  await poll()
   clearTimeout(timer)
   timer = setTimeout(live, 700)
 }
@@ -2069,12 +2018,9 @@ class Try(NamedTuple):
     conflicts: int
 
 
-Plan = tuple[str, str, int, list[str], float]  # the arguments of one buyer
-
-
-def buy(plan: Plan) -> list[Try]:
+def buy(path: str, strategy: str, buyer: int, events: list[str],
+        think_s: float) -> list[Try]:
     """Ask for a seat of each of these events, one after the other, as one process."""
-    path, strategy, buyer, events, think_s = plan
     store, tries = (Careless if strategy == "none" else Store)(path, 30), []
     for event_id in events:
         wish = Reservation(str(uuid.uuid4()), f"buyer-{buyer}", 1, "waitlisted", now())
@@ -2095,9 +2041,8 @@ def buy(plan: Plan) -> list[Try]:
     return tries
 
 
-def run_race(
-    strategy: str, sizes: dict[str, int], count: int, think_s: float
-) -> tuple[dict[str, Any], list[Try]]:
+def run_race(strategy: str, sizes: dict[str, int], count: int,
+             think_s: float) -> tuple[dict[str, Any], list[Try]]:
     """Race once; the row of the table, and the history it was counted from."""
     clients, seats = sizes["clients"], sizes["seats"] // count
     ids = [f"event-{n}" for n in range(count)]
@@ -2108,11 +2053,11 @@ def run_race(
         for key in ids:
             wanted = wanted.having(key, create(None, Event(key, key, seats, seats, 0)))
         store.swap(store.load(), wanted)
-        plans: list[Plan] = [(store.path, strategy, n, [ids[i % count] for i in range(
+        plans = [(store.path, strategy, n, [ids[i % count] for i in range(
             n, sizes["requests"], clients)], think_s) for n in range(clients)]
         with multiprocessing.get_context("fork").Pool(clients) as pool:
             began = time.monotonic()
-            history = [each for tries in pool.map(buy, plans, 1) for each in tries]
+            history = [each for tries in pool.starmap(buy, plans, 1) for each in tries]
             took_s = time.monotonic() - began
         kept = sum(len(d.reservations) for d in store.load().database.events())
     sold = [each for each in history if each.told]
@@ -2166,12 +2111,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     Without `settings` it is told by TICKETBOSS_... variables, and ends the process with
     one line when it cannot start. With them, raises Unavailable.
     """
-    if settings is None:
-        try:
-            with main.make_context("ticketboss", []) as context, _in_one_line(context):
-                return create_app(_settings(context))
-        except click.ClickException as error:
-            raise SystemExit(f"ticketboss: {error.format_message()}") from None
+    if settings is not None:
+        return build(settings)
+    try:
+        with (main.make_context("ticketboss", []) as context,
+              _in_one_line(context.params["db"])):
+            return build(_settings(context))
+    except click.ClickException as error:
+        raise SystemExit(f"ticketboss: {error.format_message()}") from None
+
+
+def build(settings: Settings) -> Office:
+    """The app, its file ready. Raises Unavailable."""
     app = Office(__name__, static_folder=None)
     app.settings, app.store = settings, Store(settings.db, settings.patience_s)
     app.store.start(settings.seats, anew=settings.by_hand)
@@ -2214,14 +2165,14 @@ class Duration(click.ParamType[float]):
 def option(name: str) -> Callable[[Any], Any]:
     """The option of that setting, with its TICKETBOSS_... variable."""
     field = next(f for f in msgspec.structs.fields(Settings) if f.name == name)
-    rule = field.type.__metadata__[0]
-    kinds = {float: Duration(), int: click.IntRange(rule.ge, rule.le)}
+    help_text, *bounds = field.type.__metadata__
+    kinds = {float: Duration(), int: click.IntRange(*bounds)}
     flag = {"think_s": "think", "trusted_hosts": "trusted_host"}.get(name, name)
     variables = [f"TICKETBOSS_{flag.upper()}", *(["PORT"] if name == "port" else [])]
     return click.option(
         f"--{flag.replace('_', '-')}", name, default=field.default, envvar=variables,
         type=kinds.get(type(field.default)), is_flag=field.default is False,
-        multiple=field.default == (), show_default=True, help=rule.description)
+        multiple=field.default == (), help=help_text)
 
 
 def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
@@ -2237,17 +2188,14 @@ def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
 
 
 @contextmanager
-def _in_one_line(context: click.Context) -> Iterator[str]:
-    """The database's path; a refusal ends the command with one line that names it."""
-    top = context.find_root().params["db"]
-    path = os.path.abspath(top if context.params["db"] == "db.json" else
-                           context.params["db"])
+def _in_one_line(db: str) -> Iterator[None]:
+    """End the command with one line that names the file, if it is refused in here."""
     try:
-        yield path
+        yield
     except TicketBossError as error:
         raise click.ClickException(
-            f"{path}: {error}. Mend it, put a good copy back, or set it aside with "
-            "`python ticketboss.py reset`.") from None
+            f"{os.path.abspath(db)}: {error}. Mend it, put a good copy back, or set it "
+            "aside with `python ticketboss.py reset`.") from None
 
 
 class OneLine(click.Group):
@@ -2264,12 +2212,13 @@ class OneLine(click.Group):
             sys.exit(error.exit_code)
 
 
-@click.group(cls=OneLine, invoke_without_command=True)
+@click.group(cls=OneLine, invoke_without_command=True,
+             context_settings={"show_default": True})
 @click.pass_context
-def main(context: click.Context, /, **_: object) -> None:
+def main(context: click.Context, /, db: str, **_: object) -> None:
     """Sell the seats of events over HTTP, and never sell one twice."""
     if context.invoked_subcommand is None:
-        with _in_one_line(context):
+        with _in_one_line(db):
             serve(_settings(context, by_hand=True))
 
 
@@ -2278,13 +2227,19 @@ for _field in msgspec.structs.fields(Settings):
         option(_field.name)(main)
 
 
+def repeated(name: str, kind: Any = str) -> Callable[[Any], Any]:
+    """The same option once more, behind the command's name."""
+    return click.option(f"--{name}", type=kind, show_default=False, default=lambda: (
+        click.get_current_context().find_root().params[name]))
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; finish what is under way, and say what was done.
 
     64 threads: with waitress's own 4, reads queue behind writers that wait for the
     lock. 900 connections, polled: its own 100 let idle clients shut others out.
     """
-    app, host = cast("Office", create_app(settings)), settings.host
+    app, host = build(settings), settings.host
     waitress.channel.HTTPChannel.error_task_class = JsonErrorTask
     channels: dict[int, Any] = {}
     try:
@@ -2332,13 +2287,12 @@ class JsonErrorTask(waitress.task.ErrorTask):
 
 
 @main.command()
-@option("db")
-@click.pass_context
-def audit(context: click.Context, /, db: str) -> None:  # noqa: ARG001 -- in the context
+@repeated("db")
+def audit(db: str) -> None:
     """Prove that a db.json adds up: sums, versions, statuses, waiting lists."""
     found = 0
-    with _in_one_line(context) as path:
-        events = Store(path).load().database.events()
+    with _in_one_line(db):
+        events = Store(db).load().database.events()
     for document in events:
         event, records = document.event, document.reservations.values()
         counted = Counter(version for r in records for version in (
@@ -2360,29 +2314,27 @@ def audit(context: click.Context, /, db: str) -> None:  # noqa: ARG001 -- in the
 
 
 @main.command()
-@option("db")
-@option("seats")
+@repeated("db")
+@repeated("seats", click.IntRange(1, MILLION))
 @click.confirmation_option(prompt="Set everything aside and seed a fresh event?")
-@click.pass_context
-def reset(context: click.Context, /, db: str, seats: int) -> None:  # noqa: ARG001
+def reset(db: str, seats: int) -> None:
     """Seed a fresh event; the old file is kept beside the new one."""
-    with _in_one_line(context) as path:
-        store = Store(path)
+    with _in_one_line(db):
+        store = Store(db)
         kept = f"{store.path}.{now().replace(':', '-')}.old"
         store.reset(seats, kept)
-    click.echo(f"{seats} seats are free in {path}, what was there is in {kept}")
+    click.echo(f"{seats} seats are free in {store.path}, what was there is in {kept}")
 
 
 @main.command()
 @click.argument("address", metavar="EMAIL")
-@option("db")
-@click.pass_context
-def admin(context: click.Context, /, address: str, db: str) -> None:  # noqa: ARG001
+@repeated("db")
+def admin(address: str, db: str) -> None:
     """Make EMAIL an admin; asks for a password where it has no account."""
     if not re.fullmatch(MAIL, address):
         raise click.UsageError("EMAIL must be an e-mail address")
-    with _in_one_line(context) as path:
-        store = Store(path)
+    with _in_one_line(db):
+        store = Store(db)
         store.start(Settings().seats)
         there = store.load().database.accounts().find(address)
         secret = ""
@@ -2393,16 +2345,10 @@ def admin(context: click.Context, /, address: str, db: str) -> None:  # noqa: AR
     click.echo(f"{address} is an admin.")
 
 
-def size(flag: str, default: int, most: int) -> Callable[[Any], Any]:
-    """An option of the race that is a number."""
-    return click.option(flag, default=default, type=click.IntRange(1, most),
-                        show_default=True)
-
-
 @main.command()
-@size("--clients", 16, 64)
-@size("--seats", 100, 10**4)
-@size("--requests", 200, 10**5)
+@click.option("--clients", default=16, type=click.IntRange(1, 64))
+@click.option("--seats", default=100, type=click.IntRange(1, 10**4))
+@click.option("--requests", default=200, type=click.IntRange(1, 10**5))
 @click.option("--think", type=Duration(), help="Between read and write, as 5ms.")
 @click.option("--events", type=click.IntRange(1, 64), help="That buyers spread over.")
 @click.option("--strategy", "only", multiple=True, type=click.Choice(STRATEGIES))
@@ -2434,8 +2380,8 @@ def race(*, think: float | None, events: int | None, only: tuple[str, ...],
             click.echo(CELLS.format(*cells, bar))
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join([
         "", *shown, *lessons(rows), *([f"You said: {guess}"] if predict else [])]))
-    safe = [row for row in rows if row["strategy"] != "none"]
-    sys.exit(1 if any(row["lost"] or row["oversold"] for row in safe) else 0)
+    sys.exit(any((row["lost"] or row["oversold"]) for row in rows
+                 if row["strategy"] != "none"))
 
 
 if __name__ == "__main__":
