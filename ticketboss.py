@@ -628,7 +628,7 @@ def _decode(data: bytes) -> Database:
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unavailable(f"db.json is not what was written: {error}") from None
+        raise Unavailable(f"db.json does not parse, or does not fit: {error}") from None
     top = str(file.event.event_id)
     if top in file.events:
         raise Unavailable(f"db.json has the event {top} twice")
@@ -638,7 +638,18 @@ def _decode(data: bytes) -> Database:
         database = database.having(ACCOUNTS, file.accounts)
     for fault in _faults(database, database.documents):
         raise Unavailable(f"db.json does not add up: {fault}")
+    if _encode(database) != data:  # not ours to the letter: does a key hide another?
+        try:
+            json.loads(data, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise Unavailable(f"db.json is ambiguous: {error}") from None
     return database
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a field comes twice")
+    return found
 
 
 def _faults(database: Database, keys: Iterable[str]) -> Iterator[str]:
@@ -876,9 +887,10 @@ def hashed(password: str) -> str:
 
 def knows(account: Account | None, password: str) -> bool:
     """Whether it is their password; as slow for nobody as for somebody."""
-    with HASHING:
+    with HASHING, suppress(ValueError):  # of a hash that was damaged by hand
         right = check_password_hash(account.password if account else DUMMY, password)
-    return right and account is not None
+        return right and account is not None
+    return False
 
 
 def token(account: Account, key: str, at: int) -> str:
@@ -894,7 +906,8 @@ def bearer(accounts: Accounts, encoded: str, key: str) -> Account | None:
             "require": ["sub", "iat", "exp", "jti"]})
     except (jwt.InvalidTokenError, ValueError, RecursionError):
         return None
-    if type(claims["exp"]) is not int or claims["exp"] - claims["iat"] > TOKEN_S:
+    made, ends = claims["iat"], claims["exp"]
+    if not (type(made) is type(ends) is int and ends - made <= TOKEN_S):
         return None
     return accounts.members.get(claims["sub"])
 
@@ -908,7 +921,7 @@ STATUS: Final[dict[type[TicketBossError], int]] = {
     KeyReused: 422, InDoubt: 500, Unavailable: 503, Contended: 503}
 CONTENDED: Final = "Could not {} reservation due to concurrent updates. Please retry."
 TEXTS: Final = {
-    404: "Not found. GET / lists what there is.",
+    404: "Not found. GET / lists what to try, README all there is.",
     405: "This method is not allowed here. The Allow header lists those that are.",
     413: "The body is larger than 64 KiB.",
     429: "Too many requests from this IP, please try again later.",
@@ -958,17 +971,11 @@ def read() -> dict[str, Any]:
         body = msgspec.json.decode(raw)
         json.loads(raw, object_pairs_hook=_once)  # which one counts, if there are two?
     except (ValueError, RecursionError) as error:
-        abort(400, f"The body is not good JSON: {error}")
+        abort(400, f'The body must be JSON like {{"partnerId":"a","seats":3}}: {error}')
     if not isinstance(body, dict):
         abort(400, 'The body must be a JSON object, like {"seats": 3}')
     g.body = body
     return body
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a field comes twice")
-    return found
 
 
 def text(body: dict[str, Any], name: str) -> str:
@@ -1121,6 +1128,8 @@ def arrive() -> None:
                  f"{random.getrandbits(128):032x}"}
     g.began, g.condition, g.account = time.perf_counter(), None, None
     count()  # also what is refused at the door
+    if not environ.get("QUERY_STRING", "").isascii():
+        abort(400, "Send the query percent-encoded, as %C3%A9.")
     host = environ.get("HTTP_HOST", "localhost")
     name = host.partition(":")[0].lower()
     if settings.loopback and not (
@@ -1521,7 +1530,7 @@ def cancel_ticket() -> Response:
 def _user(body: dict[str, Any]) -> tuple[str, frozenset[str]]:
     """The user's name as given, and all their names; 403 if they are not the caller."""
     if (body.get("userEmail") is None) == (body.get("userId") is None):
-        abort(400, "Send either userId or userEmail (one of them is required)")
+        abort(400, "Send userId or userEmail: one is required, and not both")
     if body.get("userEmail") is not None:
         name = f"email:{folded(email(body, 'userEmail'))}"
     else:
@@ -1990,7 +1999,7 @@ live()
 # all, with a lock, and optimistic. What is there to learn is said of what is measured.
 
 STRATEGIES: Final = ("none", "lock", "optimistic")
-CELLS: Final = "{:11}{:>6}{:>9}{:>6}{:>10}{:>11}{:>9}{:>8} {}"
+CELLS: Final = "{:10}{:>6}{:>9}{:>6}{:>10}{:>11}{:>9}{:>8} {}"
 HEAD: Final = ("strategy", "told", "in file", "lost", "oversold", "conflicts",
                "sales/s", "p95 ms", "")
 
@@ -2016,6 +2025,7 @@ class Try(NamedTuple):
     done_at: float
     took_s: float
     conflicts: int
+    reservation_id: str
 
 
 def buy(path: str, strategy: str, buyer: int, events: list[str],
@@ -2037,13 +2047,13 @@ def buy(path: str, strategy: str, buyer: int, events: list[str],
                 told = store.swap(seen, wanted)
         done = time.monotonic()
         tries.append(Try(buyer, event_id, told, document.event.version, read_at, done,
-                         done - began, asked - 1))
+                         done - began, asked - 1, wish.reservation_id))
     return tries
 
 
 def run_race(strategy: str, sizes: dict[str, int], count: int,
-             think_s: float) -> tuple[dict[str, Any], list[Try]]:
-    """Race once; the row of the table, and the history it was counted from."""
+             think_s: float) -> tuple[dict[str, Any], list[Try], set[str]]:
+    """Race once: the row of the table, the history, and what is in the file."""
     clients, seats = sizes["clients"], sizes["seats"] // count
     ids = [f"event-{n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder:
@@ -2055,26 +2065,30 @@ def run_race(strategy: str, sizes: dict[str, int], count: int,
         store.swap(store.load(), wanted)
         plans = [(store.path, strategy, n, [ids[i % count] for i in range(
             n, sizes["requests"], clients)], think_s) for n in range(clients)]
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for one
         with multiprocessing.get_context("fork").Pool(clients) as pool:
+            signal.signal(signal.SIGINT, before)
             began = time.monotonic()
             history = [each for tries in pool.starmap(buy, plans, 1) for each in tries]
             took_s = time.monotonic() - began
-        kept = sum(len(d.reservations) for d in store.load().database.events())
+        kept = {key for d in store.load().database.events() for key in d.reservations}
     sold = [each for each in history if each.told]
     slow = sorted(each.took_s for each in sold)[int(len(sold) * .95) - 1] if sold else 0
     return {"strategy": strategy, "events": count, "think_ms": round(think_s * 1e3),
-            "told": len(sold), "kept": kept, "lost": len(sold) - kept,
+            "told": len(sold), "kept": len(kept), "lost": len(sold) - len(kept),
             "oversold": max(0, len(sold) - seats * count),
             "conflicts": sum(each.conflicts for each in history),
-            "rate": round(len(sold) / took_s), "p95_ms": round(slow * 1e3)}, history
+            "rate": round(len(sold) / took_s), "p95_ms": round(slow * 1e3),
+            }, history, kept
 
 
-def proof(history: list[Try]) -> list[str]:
+def proof(history: list[Try], kept: set[str]) -> list[str]:
     """The smallest interleaving that lost a sale: two who read the same version."""
     sold = sorted((each for each in history if each.told), key=lambda each: (
         each.event_id, each.read_version, each.done_at))
     for one, other in itertools.pairwise(sold):
-        if one[1:4] == other[1:4] and other.read_at < one.done_at:
+        if (one[1:4] == other[1:4] and other.read_at < one.done_at
+                and one.reservation_id not in kept):
             steps = [(at, each is one, what) for each in (one, other) for at, what in (
                 (each.read_at, f"reads version {each.read_version}"),
                 (each.done_at, f"writes version {each.read_version + 1}: confirmed"))]
@@ -2082,6 +2096,16 @@ def proof(history: list[Try]) -> list[str]:
                 what if left else f"{'':40}{what}" for _, left, what in sorted(steps)),
                 f"buyer {one.buyer}'s sale is not in the file any more", ""]
     return []
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> str:
+    """The rows in 80 columns, with bars as long as their rates."""
+    lines = ["", title, CELLS.format(*HEAD).rstrip()]
+    for row in rows:
+        bar = "█" * round(10 * row["rate"] / max(each["rate"] or 1 for each in rows))
+        cells = [row[key] for key in row if key not in {"events", "think_ms"}]
+        lines.append(CELLS.format(*cells, bar))
+    return "\n".join(lines)
 
 
 def lessons(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -2181,8 +2205,10 @@ def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
         raise click.UsageError("JWT_SECRET must have 32 bytes or more")
     try:
         limits.parse_many(context.params["rate_limit"] or "1 per day")
-    except ValueError:
-        raise click.UsageError('--rate-limit is like "100 per 15 minutes"') from None
+        limits.storage.storage_from_string(context.params["rate_storage"])
+    except (ValueError, limits.errors.ConfigurationError) as error:
+        raise click.UsageError('--rate-limit is like "100 per 15 minutes", and '
+                               f"--rate-storage like redis://host: {error}") from None
     return Settings(**context.params, jwt_secret=secret, by_hand=by_hand,
                     loopback=by_hand and is_loopback(context.params["host"]))
 
@@ -2193,9 +2219,10 @@ def _in_one_line(db: str) -> Iterator[None]:
     try:
         yield
     except TicketBossError as error:
+        path = os.path.abspath(db)
         raise click.ClickException(
-            f"{os.path.abspath(db)}: {error}. Mend it, put a good copy back, or set it "
-            "aside with `python ticketboss.py reset`.") from None
+            f"{path}: {error}. Mend it, put a good copy back, or set it aside with "
+            f"`python ticketboss.py --db {db} reset`.") from None
 
 
 class OneLine(click.Group):
@@ -2229,8 +2256,9 @@ for _field in msgspec.structs.fields(Settings):
 
 def repeated(name: str, kind: Any = str) -> Callable[[Any], Any]:
     """The same option once more, behind the command's name."""
-    return click.option(f"--{name}", type=kind, show_default=False, default=lambda: (
-        click.get_current_context().find_root().params[name]))
+    return click.option(
+        f"--{name}", type=kind, show_default=False, help="Here, or before the command.",
+        default=lambda: click.get_current_context().find_root().params[name])
 
 
 def serve(settings: Settings) -> None:
@@ -2360,6 +2388,8 @@ def race(*, think: float | None, events: int | None, only: tuple[str, ...],
     plans = [(1, .005, STRATEGIES), (8, .005, STRATEGIES[1:]), (1, 0.0, STRATEGIES[1:])]
     if think is not None or events is not None:
         plans = [(events or 1, .005 if think is None else think, STRATEGIES)]
+    if sizes["seats"] < max(count for count, *_ in plans):
+        raise click.UsageError("--seats must be enough for a seat in each event")
     guess = click.prompt("Which loses sales? Which is fastest?") if predict else ""
     rows: list[dict[str, Any]] = []
     shown: list[str] = []
@@ -2367,17 +2397,13 @@ def race(*, think: float | None, events: int | None, only: tuple[str, ...],
         group = []
         for strategy in (s for s in only or strategies if s in strategies):
             click.echo(f"... {strategy}", err=True)
-            row, history = run_race(strategy, sizes, count, think_s)
-            shown = shown or (proof(history) if strategy == "none" else [])
+            row, history, kept = run_race(strategy, sizes, count, think_s)
+            shown = shown or (proof(history, kept) if strategy == "none" else [])
             group.append(row)
         rows += group
-        if not as_json:
-            click.echo(f"\n{count} event(s), {think_s * 1e3:.0f} ms of thinking\n"
-                       + CELLS.format(*HEAD))
-        for row in () if as_json else group:
-            bar = "█" * round(10 * row["rate"] / max(r["rate"] or 1 for r in group))
-            cells = [row[k] for k in row if k not in {"events", "think_ms"}]
-            click.echo(CELLS.format(*cells, bar))
+        if group and not as_json:
+            click.echo(table(f"{count} event(s), {think_s * 1e3:.0f} ms of thinking",
+                             group))
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join([
         "", *shown, *lessons(rows), *([f"You said: {guess}"] if predict else [])]))
     sys.exit(any((row["lost"] or row["oversold"]) for row in rows

@@ -89,5 +89,5 @@ class Crowd:
         try:
             self.gate.wait(30)
             work(number)
-        except BaseException as failure:  # noqa: BLE001 -- raised by the caller
+        except BaseException as failure:
             self.failures.append(failure)

@@ -475,7 +475,7 @@ def test_a_jwt_secret_of_less_than_32_bytes_stops_the_start(
 
 def test_the_command_refuses_a_short_jwt_secret_in_one_line(db):
     program = Path(ticketboss.__file__)
-    ended = subprocess.run(  # noqa: S603 -- our own program
+    ended = subprocess.run(
         [sys.executable, str(program), "--db", str(db), "--port", "0"], timeout=30,
         env={**os.environ, "JWT_SECRET": "tooshort"}, capture_output=True, text=True,
         check=False)

@@ -91,7 +91,7 @@ def run(tmp_path: Path, taken: int, capsys: pytest.CaptureFixture[str],
                 patch.setenv(name, value)
             code: object = None
             try:
-                exec(CODE, script.__dict__)  # noqa: S102 -- our own program
+                exec(CODE, script.__dict__)
             except SystemExit as ended:
                 code = ended.code
         out, err = capsys.readouterr()
@@ -109,7 +109,7 @@ def spawn(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         def few_bytes() -> None:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return subprocess.run(  # noqa: S603 -- our own program
+        return subprocess.run(
             [sys.executable, str(PROGRAM), *arguments], cwd=tmp_path, timeout=30,
             capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
             env=os.environ | env, preexec_fn=few_bytes)
@@ -275,7 +275,7 @@ def test_an_app_that_cannot_start_ends_its_worker_in_one_line(
 def test_flask_run_serves_the_same(connect, db, saved):
     env = {"TICKETBOSS_DB": str(db), "TICKETBOSS_SEATS": "7",
            "PYTHONPATH": str(PROGRAM.parent), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(  # noqa: S603 -- our own program
+    with subprocess.Popen(
             [sys.executable, "-m", "flask", "--app", "ticketboss", "run", "-p", "0"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             cwd=db.parent, env=os.environ | env) as process:
@@ -398,7 +398,7 @@ click.echo = echo
 sys.argv = ["ticketboss.py", "--port", "0", "--quiet"]
 ticketboss.main()
 """
-    ended = subprocess.run(  # noqa: S603 -- our own program
+    ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30,
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROGRAM.parent)}, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

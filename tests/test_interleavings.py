@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
+
 import ticketboss as t
 
-RAM = "/dev/shm"  # noqa: S108 -- where there is one; these are thousands of renames
+RAM = "/dev/shm"
 NAMES = "Ann", "Bob", "Cid"
 WORDS = {"read": "reads", "lock": "locks", "compare": "compares", "write": "writes",
          "rename": "renames"}

@@ -10,7 +10,7 @@ from conftest import PROGRAM
 SOURCE = PROGRAM.read_text()
 TREE = ast.parse(SOURCE)
 SECTIONS = re.findall(r"^# === (\d+)\. (.+?) =+$", SOURCE, re.MULTILINE)
-BUDGET = 1525  # lines of code: not blank, not said, not the page
+BUDGET = 1550  # lines of code: not blank, not said, not the page
 
 
 def spoken() -> set[int]:
@@ -61,13 +61,15 @@ def made(name: str) -> set[str]:
 
 
 def test_the_rules_about_seats_know_no_file_no_clock_no_chance_and_no_http():
-    assert used("Tickets") & {"os", "time", "datetime", "random", "secrets", "uuid",
-                              "request", "g", "open", "json", "abort", "office"} == set()
+    foreign = {"os", "time", "datetime", "random", "secrets", "uuid", "request", "g",
+               "open", "json", "abort", "office"}
+    assert used("Tickets") & foreign == set()
 
 
 def test_the_store_knows_nothing_of_who_may_buy_nor_of_http():
-    assert used("Store") & {"reserve", "book", "cancel", "promote", "waiting", "request",
-                            "g", "abort", "office", "Response"} == set()
+    foreign = {"reserve", "book", "cancel", "promote", "waiting", "request", "g",
+               "abort", "office", "Response"}
+    assert used("Store") & foreign == set()
 
 
 def test_the_transactions_know_no_file_and_no_http():

@@ -19,6 +19,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+
 import ticketboss
 from ticketboss import (
     Contended,
@@ -517,7 +518,7 @@ def in_a_thread(use):
     def run():
         try:
             use()
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is returned
+        except Exception as error:
             raised.append(error)
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -683,7 +684,7 @@ class Crowd:
     def ask(self, number, decide):
         try:
             self.results[number] = self.transactions.transact(decide)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is the result
+        except Exception as error:
             self.results[number] = error
 
     def run(self):
@@ -706,7 +707,7 @@ class Crowd:
     @staticmethod
     def asleep(threads):
         """At which line of the program each thread is; None: at none."""
-        frames = sys._current_frames()  # noqa: SLF001 -- how else to look in
+        frames = sys._current_frames()
         places = [frames.get(thread.ident) for thread in threads]
         return [place.f_lineno if place is not None and (
             place.f_code.co_filename == ticketboss.__file__) else None
@@ -878,10 +879,10 @@ def in_a_fork(work):
     if (child := os.fork()) == 0:
         try:
             os.write(end, str(work()).encode())
-        except BaseException as error:  # noqa: BLE001 -- never back into pytest
+        except BaseException as error:
             os.write(end, type(error).__name__.encode())
         finally:
-            os._exit(0)  # noqa: SLF001
+            os._exit(0)
     os.close(end)
     with open(pipe) as file:
         said = file.read()
