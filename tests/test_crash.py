@@ -30,6 +30,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import pytest
+
 import ticketboss
 from ticketboss import InDoubt, Reservation, Store, Transactions, Unavailable, reserve
 
@@ -204,14 +205,14 @@ def say(capsys):
     """Prints the figures of a proof, whatever pytest captures."""
     def say(text):
         with capsys.disabled():
-            print(f"\n  {text}", end="")  # noqa: T201 -- for whoever runs the tests
+            print(f"\n  {text}", end="")
     return say
 
 
 @pytest.fixture
 def place(tmp_path):
     """A folder where fsync costs nothing, if this machine has such a disk."""
-    memory = "/dev/shm"  # noqa: S108 -- a name nobody can guess is made in it
+    memory = "/dev/shm"
     quick = memory if os.access(memory, os.W_OK) else tmp_path
     with tempfile.TemporaryDirectory(dir=quick) as folder:
         yield folder
@@ -249,7 +250,7 @@ def in_a_child(work, meddle=None, go=None):
         with between(partial(meddle, write, leave, told)) if meddle else nullcontext():
             work()
             write(told, b"acknowledged\n")
-    except BaseException:  # noqa: BLE001 -- a child never returns to pytest
+    except BaseException:
         traceback.print_exc()
         leave(1)
     leave(0)
