@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -40,6 +41,20 @@ def pick(request: pytest.FixtureRequest) -> Callable[[int, int, int], int]:
             return large
         return middling if request.config.getoption("--middling") else small
     return pick
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """say(text): a figure of a proof, printed when the tests have ended."""
+    return lambda text: request.node.user_properties.append(("figure", text))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the proofs have to say."""
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        for name, text in getattr(report, "user_properties", []):
+            if name == "figure" and report.when == "call":
+                terminalreporter.write_line(f"  {text}")
 
 
 @pytest.fixture

@@ -64,15 +64,15 @@ def run(source: str, tests: list[str]) -> tuple[str, str]:
         Path(folder, "ticketboss.py").write_text(source)
         env = {name: value for name, value in os.environ.items()
                if name != "PYTEST_ADDOPTS" and not name.startswith("TICKETBOSS_")}
-        command = [sys.executable, "-m", "pytest", "-x", "--tb=short",
+        command = [sys.executable, "-m", "pytest", "-x", "-n0", "--tb=short",
                    *(f"tests/{test}" for test in tests)]
         try:
             done = subprocess.run(command, cwd=folder, env=env, text=True, check=False,
                                   capture_output=True, timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             return "hung", f"no end after {PATIENCE_S} s"
-    *_, last = done.stdout.strip().splitlines() or [""]
-    failed = done.returncode == 1 and re.search(r"^\d+ failed", last)
+    failed = done.returncode == 1 and re.search(
+        r"^\d+ failed", done.stdout, re.MULTILINE)
     verdict = "passed" if done.returncode == 0 else "failed" if failed else "error"
     return verdict, done.stdout + done.stderr
 

@@ -201,15 +201,6 @@ def listed(points):
 
 
 @pytest.fixture
-def say(capsys):
-    """Prints the figures of a proof, whatever pytest captures."""
-    def say(text):
-        with capsys.disabled():
-            print(f"\n  {text}", end="")
-    return say
-
-
-@pytest.fixture
 def place(tmp_path):
     """A folder where fsync costs nothing, if this machine has such a disk."""
     memory = "/dev/shm"

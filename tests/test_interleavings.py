@@ -289,21 +289,17 @@ def counted(case: str, played: list[Order]) -> str:
     """How many orders there were, if they were all different, with all the steps."""
     assert {step for order in played for _, step in order.steps} == set(WORDS)
     assert len({tuple(order.steps) for order in played}) == len(played)
-    return f"\n  {case}: {len(played)} orders"
+    return f"{case}: {len(played)} orders"
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_order_of_two_ends_as_one_after_the_other(case, office, capsys):
-    told = counted(case, office(CASES[case]).explore())
-    with capsys.disabled():
-        print(told, end="")
+def test_every_order_of_two_ends_as_one_after_the_other(case, office, say):
+    say(counted(case, office(CASES[case]).explore()))
 
 
-def test_every_order_of_three_ends_as_one_after_the_other(office, capsys, pick):
+def test_every_order_of_three_ends_as_one_after_the_other(office, say, pick):
     for case, wishes in [*OF_THREE.items()][:pick(1, 3, 3)]:
-        told = counted(case, office(wishes).explore())
-        with capsys.disabled():
-            print(told, end="")
+        say(counted(case, office(wishes).explore()))
 
 
 def test_two_events_never_conflict(office):
@@ -312,10 +308,11 @@ def test_two_events_never_conflict(office):
         assert len(order.steps) == 2 * len(WORDS)
 
 
-def test_without_the_version_check_the_shortest_order_that_loses_a_sale_shows(office):
+def test_without_the_version_check_the_shortest_order_that_loses_a_sale_shows(
+        office, say):
     with pytest.raises(AssertionError) as told:
         office(CASES["two sales that both fit"], Blind).explore()
-    print(told.value)
+    say(f"without the version check: {told.value}")
     assert str(told.value) == """\
 No order of whole clients ends so
 Ann         Bob

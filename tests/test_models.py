@@ -488,7 +488,7 @@ def test_all_dialects_together_do_what_a_simple_model_does(
     run_state_machine_as_test(
         lambda: Dialects(next(files), *start, seen),
         settings=settings(
-            max_examples=pick(35, 150, 2_000), stateful_step_count=pick(30, 40, 50),
+            max_examples=pick(25, 150, 2_000), stateful_step_count=pick(30, 40, 50),
             derandomize=pick(1, 0, 0) == 1, database=None, deadline=None,
             # What fails is made short only in the larger runs: it takes minutes.
             phases=(Phase.generate, Phase.shrink)[:pick(1, 2, 2)],

@@ -35,14 +35,13 @@ def test_no_bug_is_planted_in_lines_that_are_gone_or_there_twice(old, times):
         Plant("", QUICK, [("import csv\n", ""), (old, "")]).planted(SOURCE)
 
 
-def test_every_bug_is_caught(pick, capsys):
+def test_every_bug_is_caught(pick, say):
     every = [], len(PLANTS)
     asked, size = pick(([NO_LOCK.name], 1), every, every)
     done = subprocess.run([sys.executable, str(HERE / "mutants.py"), *asked],
                           capture_output=True, text=True, check=False, timeout=600)
     score = done.stdout.splitlines()[-1]
-    with capsys.disabled():
-        print(f"\n  planted bugs: {score}", end="")
+    say(f"planted bugs: {score}")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert score.startswith(f"{size} of {size} caught")
 
