@@ -296,9 +296,7 @@ def under_way(connect: Callable[[str], Client]) -> Callable[..., list[Client]]:
     """under_way(server, n): n clients whose orders it works on, unanswered."""
     def under_way(server: Server, number: int, **headers: str) -> list[Client]:
         clients = [connect(server.url) for _ in range(number)]
-        for client in clients:
-            assert client.ask("GET", "/_health").status == 200
-        for client in clients:
+        for client in clients:  # each its first: behind another, it might lie unread
             client.send("POST", "/reservations", ORDER, **headers)
         for _ in range(3):  # asked later, answered: so the orders have been taken up
             assert server.ask("GET", "/_health")[0] == 200
@@ -347,7 +345,7 @@ def test_an_end_finishes_the_request_under_way(
     server.process.wait(20)
     status, out, err = server.stop()
     assert (status, err) == (0, "")
-    assert re.findall(r"\b5\b", out)  # what was served: 4 looks and a sale
+    assert re.findall(r"\b4\b", out)  # what was served: 3 looks and a sale
     assert list(saved()["reservations"]) == [answer.body["reservationId"]]
 
 

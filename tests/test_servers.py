@@ -149,7 +149,7 @@ def test_kill_9_under_load_loses_nothing_and_sells_nothing_twice(
 
 
 def _kill_9(serve, db: Path, kills: int, rng: random.Random) -> None:
-    fleet, over = Fleet(serve, db), threading.Event()
+    fleet, over = Fleet(serve, db, "--seats", "1000000"), threading.Event()
     sold: dict[str, int | None] = {}  # by id: the version, where the first answer told
     returned: dict[str, int | None] = {}
 
