@@ -704,7 +704,7 @@ def _explained(what: str) -> Iterator[None]:
 Decision = Callable[[Database], Database]  # pure: asked again, and by any thread
 MOST: Final = 256  # decisions in one write
 LINGER_S: Final = 0.001
-HURRY_S: Final = 0.0005
+HURRY_S, UNHURRIED_S = 0.0005, sys.getswitchinterval()
 
 
 class Turn:
@@ -777,12 +777,11 @@ class Transactions:
         self._crowd = len(batch)
         # A write makes twenty system calls, and waits for Python's own lock after each:
         # at its default of 5 ms, a crowd is sold half as much.
-        unhurried = sys.getswitchinterval()
         sys.setswitchinterval(HURRY_S)
         try:
             replaced = self._commit(batch)
         finally:
-            sys.setswitchinterval(unhurried)
+            sys.setswitchinterval(UNHURRIED_S)
             with self._mutex:
                 heir = self._queue.popleft() if self._queue else None
                 self._led = heir is not None

@@ -324,6 +324,16 @@ def under_strace(work, log, *options):
     return ended if attached else None
 
 
+@pytest.fixture
+def unswept():
+    """No older test's files are thrown away meanwhile: a child would be seen to."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("unswept")
 def test_a_kill_at_any_real_system_call_leaves_the_old_file_or_the_new(
     place, say, pick
 ):
