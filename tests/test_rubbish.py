@@ -395,7 +395,7 @@ def statuses(heard, where):
 
 
 def test_nothing_on_the_wire_breaks_the_server(serve, db, pick):
-    server = serve()
+    server = serve("--seats", "1000000")  # the larger runs would sell out
     address = urlsplit(server.url).hostname, urlsplit(server.url).port
     sent, answers = [on_the_wire(n) for n in range(pick(300, 1000, 10_000))], []
     with ThreadPoolExecutor(16) as pool:
