@@ -80,16 +80,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: Annotated[str, "The address to listen at."] = "127.0.0.1"
     port: Annotated[int, "0 takes a free one.", 0, 65535] = 3000
     db: Annotated[str, "The file that everything is kept in."] = "db.json"
-    seats: Annotated[int, "Of the event first seeded.", 1, 10**6] = 500
+    seats: Annotated[int, "Seats of the first event, if there is none.", 1, 10**6] = 500
     think_s: Annotated[float, "Wait between read and swap: 200ms."] = 0.0
     require_login: Annotated[bool, "Every change needs a token."] = False
     rate_limit: Annotated[str, 'Per client, as "100 per 15 minutes".'] = ""
     rate_storage: Annotated[str, "Where workers count together."] = "memory://"
     trust_proxy: Annotated[bool, "Believe X-Forwarded-For and kin."] = False
-    trusted_hosts: Annotated[tuple[str, ...], "More names of this."] = ()
+    trusted_hosts: Annotated[tuple[str, ...], "A name to answer to, too."] = ()
     quiet: Annotated[bool, "No line for each request."] = False
     patience_s: float = 2.0  # that a change waits for its turn, or for the lock
-    jwt_secret: str = ""  # "": one made once, and kept in the file
+    jwt_secret: bytes = b""  # none: one made once, and kept in the file
     by_hand: bool = False  # `python ticketboss.py`, not a worker of some other server
     loopback: bool = False  # by hand, and for this machine alone
 
@@ -121,7 +121,7 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
-    deleted: bool = False  # its id stays behind, so that no version comes twice
+    deleted: bool = False  # kept as a stub: made anew, it goes on counting versions
 
 
 class Origin(Value, frozen=True):
@@ -130,12 +130,13 @@ class Origin(Value, frozen=True):
     request: str = ""  # digest of the body that came with an Idempotency-Key
     user: str = ""  # "id:..." or "email:...", where one user has one ticket
     account: int = 0  # the account whose token made it
+    booking: int = 0  # its number in /api/v1: random, as to know it is to may cancel
     first_name: str = ""
     last_name: str = ""
     email: str = ""
 
 
-NOBODY: Final = Origin()  # the one of all who have none: told apart by being it
+NOBODY: Final = Origin()  # msgspec leaves out of the file what is this very object
 
 
 class Reservation(Value, frozen=True):
@@ -150,7 +151,7 @@ class Reservation(Value, frozen=True):
     cancelled_at: str | None = None
     event_version_at_cancel: Count | None = None
     seats_returned: Count = 0
-    position: Count = 0  # in the file: its place when it joined the waiting list
+    position: Count = 0  # when it joined the waiting list; in answers, its place now
     origin: Origin = NOBODY
 
 
@@ -227,7 +228,10 @@ def reserve(document: Document, wish: Reservation, wait: Wait = "never") -> Docu
 
 
 def book(document: Document, wish: Reservation, names: frozenset[str]) -> Document:
-    """Sell one ticket to a user who has none, or let them wait; waiting, no change."""
+    """Sell one ticket to a user who has none, or let them wait.
+
+    The very document, if they wait already. Raises Taken.
+    """
     held = booking_of(document, names)
     if held is None:
         return reserve(document, wish, "when sold out")
@@ -269,7 +273,7 @@ def promote(document: Document) -> Document:
 
     Strictly first in, first out: stops at the first that does not fit, so a small
     order never overtakes a large one. Counts no version: it is part of the change
-    that freed the seats.
+    that freed the seats. The very document, if there is nobody to serve.
     """
     left, served = document.event.available_seats, {}
     for head in waiting(document):
@@ -282,7 +286,7 @@ def promote(document: Document) -> Document:
 
 
 def _changed(document: Document, record: Reservation, free: int) -> Document:
-    """Count one version: `record` is as given now, and `free` more seats are free."""
+    """Store `record`, add `free` to the free seats, count one version."""
     event = document.event
     event = replace(event, version=event.version + 1,
                     available_seats=event.available_seats + free)
@@ -330,10 +334,12 @@ def faults(document: Document) -> Iterator[str]:
         yield (f"{held} seats confirmed and {event.available_seats} available do not "
                f"make {event.total_seats} in total")
     version = event.version
-    for key in [key for key, r in records.items() if key != r.reservation_id
-                or (r.event_version_at_reservation or 0) > version
-                or (r.event_version_at_cancel or 0) > version]:
-        yield f"reservation {key} has another id, or a version yet to come"
+    for key, r in records.items():
+        if key != r.reservation_id:
+            yield f"reservation {r.reservation_id} stands under the key {key}"
+        if ((r.event_version_at_reservation or 0) > version
+                or (r.event_version_at_cancel or 0) > version):
+            yield f"reservation {key} has a version beyond {version}, the event's"
 
 
 # === 3. Store ================================================================
@@ -342,34 +348,30 @@ def faults(document: Document) -> Iterator[str]:
 # nothing of who may buy what, nor of HTTP. Comments say what breaks without a step.
 
 POLL_S: Final = 0.002  # filelock polls; at its own 0.05 s a neighbour starves
-ACCOUNTS: Final = ""  # the key of the document that is not an event's
 log: Final = logging.getLogger("ticketboss")
 
 
 class Database(Struct, frozen=True):
-    """All that is in db.json: a document for each event, by the event's id as text."""
+    """All that is in db.json."""
 
     seeded: str  # the id of the event that a first start makes
-    documents: dict[str, Document | Accounts]
+    documents: dict[str, Document]  # by the event's id as text; deleted ones too
+    accounts: Accounts
 
     def document(self, event_id: str | None) -> Document:
         """Find an event, the seeded one by None. Raises NotFound."""
         found = self.documents.get(event_id or self.seeded)
-        if not isinstance(found, Document) or found.event.deleted:
+        if found is None or found.event.deleted:
             raise NotFound("Event not found")
         return found
 
     def events(self) -> list[Document]:
         """All events there are, the seeded one first."""
-        return [d for d in self.documents.values()
-                if isinstance(d, Document) and not d.event.deleted]
+        return [d for d in self.documents.values() if not d.event.deleted]
 
-    def accounts(self) -> Accounts:
-        """Who may log in."""
-        return cast("Accounts", self.documents.get(ACCOUNTS, Accounts()))
-
-    def having(self, key: str, document: Document | Accounts) -> Database:
-        """The same with this document in it; the very same, if it was in it."""
+    def having(self, document: Document) -> Database:
+        """This database with that document; the very same, if it had it already."""
+        key = str(document.event.event_id)
         if self.documents.get(key) is document:
             return self
         return replace(self, documents=self.documents | {key: document})
@@ -435,6 +437,7 @@ class Store:
         self._locks: dict[int, FileLock] = {}  # one a process, by its id
         self._locked = -1  # the descriptor of the lock file that we hold
         self._crowded_until = 0.0
+        self._written: tuple[int, ...] = ()  # the identity of the file that we wrote
         self._snapshot: Snapshot | None = None
         self.trouble = ""  # why nobody knows whether the last write would survive
 
@@ -458,14 +461,15 @@ class Store:
             self.load()
             os.truncate(lock, 1)
 
-    def reset(self, seats: int, kept: str) -> None:
-        """Seed anew, whatever is there; if anything is, it is called `kept` then."""
+    def reset(self, seats: int, kept: str) -> bool:
+        """Seed anew; what was there, if anything (True), is called `kept` now."""
         with self.hold() as folder:
             with self._draft(seed(seats)) as (draft, _):
-                if os.path.lexists(self.path):
+                if there := os.path.lexists(self.path):
                     os.link(self.path, kept)
                 os.replace(draft, self.path)
             self._settle(folder)
+            return there
 
     def load(self) -> Snapshot:
         """Read what the file holds now, without a lock; parse it only if it is new.
@@ -475,8 +479,6 @@ class Store:
         with _explained("db.json cannot be read"):
             snapshot = self._snapshot
             if snapshot is None or snapshot.file != _identity(os.stat(self.path)):
-                if snapshot is not None:  # replaced, and not by us: we are not alone
-                    self._crowded_until = time.monotonic() + 1.0
                 snapshot = self._snapshot = Snapshot(self.path)
             return snapshot
 
@@ -488,26 +490,20 @@ class Store:
         False: somebody was first, read again. Raises Contended or Unavailable, with
         nothing changed; InDoubt if only the last step failed.
         """
-        before = seen.database.documents
-        changed = {key: document for key, document in wanted.documents.items()
-                   if document is not before.get(key)}
         with self.hold() as folder:
             now = self.load()
-            there = now.database.documents
-            # Where versions differ this stops at the first field. That it compares the
-            # rest too saves an edit by hand that forgot to count the version.
-            if any(there.get(key) != before.get(key) for key in changed):
+            if self._written not in ((), now.file):  # another process sells, too
+                self._crowded_until = time.monotonic() + 1.0
+            merged = _merged(seen.database, wanted, now.database)
+            if merged is None:
                 return False
-            if changed or self.trouble:
-                merged = replace(now.database, documents=there | changed)
-                for fault in _faults(merged, changed):
-                    raise AssertionError(fault)  # a bug: no sale, then
+            if merged is not now.database or self.trouble:
                 with self._draft(merged, now) as (draft, snapshot):
                     if not self._undisturbed(now):
                         os.unlink(draft)
                         return False
                     os.replace(draft, self.path)  # the commit point
-                self._snapshot = snapshot
+                self._snapshot, self._written = snapshot, snapshot.file
             self._settle(folder)
             return True
 
@@ -525,8 +521,8 @@ class Store:
         try:
             lock = self._lock()
             if not lock.is_locked and time.monotonic() < self._crowded_until:
-                # Another process sells too. Without a pause longer than its polling
-                # whoever had the lock last would have it next, again and again.
+                # Without a pause longer than the other process's polling, whoever had
+                # the lock last would have it next, again and again.
                 time.sleep(random.uniform(1.2, 2.2) * POLL_S)
             with self._open_folder() as folder:
                 with _explained("The lock failed"):
@@ -534,8 +530,10 @@ class Store:
                 try:
                     yield folder
                 finally:
-                    for _ in range(2):  # what was done under it is done; kept, it would
-                        with suppress(OSError):  # shut out everybody else for good
+                    # What was done is done. But a lock that is kept would shut out
+                    # everybody else for good, so a second time, if need be.
+                    for _ in range(2):
+                        with suppress(OSError):
                             lock.release()
                             break
         finally:
@@ -610,17 +608,35 @@ class Store:
         self.trouble = ""
 
 
+def _merged(seen: Database, wanted: Database, now: Database) -> Database | None:
+    """`now`, with what `wanted` changes in `seen`; None if others changed it, too."""
+    if wanted is seen:
+        return now
+    changed = {key: document for key, document in wanted.documents.items()
+               if document is not seen.documents.get(key)}
+    accounts = None if wanted.accounts is seen.accounts else wanted.accounts
+    # Where versions differ this stops at the first field. That it compares the rest too
+    # saves an edit by hand that forgot to count the version.
+    if (accounts and now.accounts != seen.accounts) or any(
+            now.documents.get(key) != seen.documents.get(key) for key in changed):
+        return None
+    for fault in _faults(changed, accounts):
+        raise AssertionError(fault)  # a bug: no sale, then
+    return Database(now.seeded, now.documents | changed, accounts or now.accounts)
+
+
 def seed(seats: int) -> Database:
     """What a first start finds: one event, nobody in it."""
     event = Event("node-meetup-2025", "Node.js Meet-up", seats, seats, 0)
-    return Database("node-meetup-2025", {"node-meetup-2025": Document(event, {})})
+    return Database("node-meetup-2025", {"node-meetup-2025": Document(event, {})},
+                    Accounts())
 
 
 def _encode(database: Database) -> bytes:
-    events = {k: d for k, d in database.documents.items() if isinstance(d, Document)}
-    top = events.pop(database.seeded)
-    accounts = database.accounts() if ACCOUNTS in database.documents else None
-    file = _File(top.event, top.reservations, events, accounts)
+    others = dict(database.documents)
+    top = others.pop(database.seeded)
+    accounts = database.accounts if database.accounts.version else None
+    file = _File(top.event, top.reservations, others, accounts)
     return msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
 
 
@@ -632,13 +648,13 @@ def _decode(data: bytes) -> Database:
     top = str(file.event.event_id)
     if top in file.events:
         raise Unavailable(f"db.json has the event {top} twice")
-    database = Database(top, {top: Document(file.event, file.reservations),
-                              **file.events})
-    if file.accounts is not None:
-        database = database.having(ACCOUNTS, file.accounts)
-    for fault in _faults(database, database.documents):
+    if file.event.deleted:
+        raise Unavailable(f"db.json says that its first event {top} is deleted")
+    documents = {top: Document(file.event, file.reservations), **file.events}
+    database = Database(top, documents, file.accounts or Accounts())
+    for fault in _faults(documents, file.accounts):
         raise Unavailable(f"db.json does not add up: {fault}")
-    if _encode(database) != data:  # not ours to the letter: does a key hide another?
+    if _encode(database) != data:  # not as we write it: by hand a field may come twice
         try:
             json.loads(data, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
@@ -648,23 +664,24 @@ def _decode(data: bytes) -> Database:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a field comes twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the field {twice!a:.99} comes twice")
     return found
 
 
-def _faults(database: Database, keys: Iterable[str]) -> Iterator[str]:
-    for key in keys:
-        document = database.documents[key]
-        if isinstance(document, Document):
-            if key != str(document.event.event_id):
-                yield f"event {document.event.event_id} stands under the key {key}"
-            yield from (f"event {key}: {fault}" for fault in faults(document))
+def _faults(documents: dict[str, Document], accounts: Accounts | None) -> Iterator[str]:
+    for key, document in documents.items():
+        if key != str(document.event.event_id):
+            yield f"event {document.event.event_id} stands under the key {key}"
+        yield from (f"event {key}: {fault}" for fault in faults(document))
+    if accounts is not None:
+        yield from accounts.faults()
 
 
 def _liken(draft: int, old: os.stat_result, database: Database) -> None:
     """Keep mode and owner; but whoever might read the file must not read hashes."""
     mode = stat.S_IMODE(old.st_mode)
-    if mode != 0o600 and not database.accounts().members:
+    if mode != 0o600 and not database.accounts.members:
         os.fchmod(draft, mode)
     if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
         with suppress(PermissionError):
@@ -703,8 +720,8 @@ def _explained(what: str) -> Iterator[None]:
 
 Decision = Callable[[Database], Database]  # pure: asked again, and by any thread
 MOST: Final = 256  # decisions in one write
-LINGER_S: Final = 0.001
-HURRY_S, UNHURRIED_S = 0.0005, sys.getswitchinterval()
+LINGER_S: Final = 0.001  # a write waits for more of a crowd: PostgreSQL's commit_delay
+SWITCH_S, USUAL_SWITCH_S = 0.0005, sys.getswitchinterval()  # between Python's threads
 
 
 class Turn:
@@ -769,7 +786,7 @@ class Transactions:
 
     def _lead(self, first: Turn) -> None:
         """Commit for all who wait; pass the lead to the next, and tell the others."""
-        if self._crowd > 1:  # more are on their way: PostgreSQL's commit_delay
+        if self._crowd > 1:  # so more are on their way
             time.sleep(LINGER_S)
         with self._mutex:
             followers = min(len(self._queue), MOST - 1)
@@ -777,11 +794,11 @@ class Transactions:
         self._crowd = len(batch)
         # A write makes twenty system calls, and waits for Python's own lock after each:
         # at its default of 5 ms, a crowd is sold half as much.
-        sys.setswitchinterval(HURRY_S)
+        sys.setswitchinterval(SWITCH_S)
         try:
             replaced = self._commit(batch)
         finally:
-            sys.setswitchinterval(UNHURRIED_S)
+            sys.setswitchinterval(USUAL_SWITCH_S)
             with self._mutex:
                 heir = self._queue.popleft() if self._queue else None
                 self._led = heir is not None
@@ -828,7 +845,7 @@ class Transactions:
 
 # === 5. Accounts =============================================================
 # Who may log in, and the tokens that say so. Hashes and tokens come from libraries:
-# security is not written at home. Knows no HTTP; the time and the key are arguments.
+# security is not written at home. Knows no HTTP, and not where the key comes from.
 
 TOKEN_S: Final = 3600
 HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
@@ -868,20 +885,32 @@ class Accounts(Value, frozen=True):
         return next((a for a in self.members.values() if folded(name) in {
             folded(a.email), folded(a.username), str(a.id)}), None)
 
-    def having(self, account: Account) -> Accounts:
-        """With this account, new or changed. Raises Taken for a name in use."""
-        for name in (account.email, account.username):
-            there = self.find(name)
-            if there is not None and there.id != account.id:
-                raise Taken("This e-mail or username is registered already")
-        return replace(self, version=self.version + 1,
-                       secret=self.secret or secrets.token_hex(32),
-                       members=self.members | {str(account.id): account})
+    def by_email(self, address: str) -> Account | None:
+        """The account of that e-mail, and no other whose username looks like it."""
+        return next((a for a in self.members.values()
+                     if folded(a.email) == folded(address)), None)
+
+    def faults(self) -> Iterator[str]:
+        """Say what does not add up; nothing when all is well."""
+        if self.members and len(self.secret) < 32:
+            yield "accounts need a secret of 32 characters (a new one ends all tokens)"
+        for key, account in self.members.items():
+            if key != str(account.id) or not 0 < account.id <= self.version:
+                yield f"account {account.id} stands under {key}, or is yet to come"
+        named = [name for account in self.members.values()
+                 for name in {folded(account.email), folded(account.username)}]
+        if len(named) > len(set(named)):
+            yield "two accounts have the same e-mail or username"
 
 
 def folded(name: str) -> str:
     """One form for all ways to write a name."""
     return unicodedata.normalize("NFKC", name).casefold()
+
+
+def usable(password: str, least: int = 8) -> bool:
+    """Whether it is long enough; and not so long that hashing it takes all day."""
+    return least <= len(password) <= len(password.encode()) <= 1024
 
 
 def hashed(password: str) -> str:
@@ -890,21 +919,38 @@ def hashed(password: str) -> str:
         return generate_password_hash(password)
 
 
-def knows(account: Account | None, password: str) -> bool:
-    """Whether it is their password; as slow for nobody as for somebody."""
+def proved(account: Account | None, password: str) -> Account | None:
+    """The account, if this is its password; as slow for nobody as for somebody."""
     with HASHING, suppress(ValueError):  # of a hash that was damaged by hand
-        right = check_password_hash(account.password if account else DUMMY, password)
-        return right and account is not None
-    return False
+        if check_password_hash(account.password if account else DUMMY, password):
+            return account
+    return None
 
 
-def token(account: Account, key: str, at: int) -> str:
+def enrolled(database: Database, wish: Account, secret: str) -> Database:
+    """The database with an account like `wish`, under an id that was never anybody's.
+
+    Who wishes to be an admin, and has an account, becomes one. `secret` signs tokens
+    from now on, if none does yet. Raises Taken.
+    """
+    accounts = database.accounts
+    there = accounts.by_email(wish.email) if wish.role == "admin" else None
+    if there is None and (accounts.find(wish.email) or accounts.find(wish.username)):
+        raise Taken("This e-mail or username is registered already")
+    version = accounts.version + 1
+    account = replace(there, role="admin") if there else replace(wish, id=version)
+    return replace(database, accounts=Accounts(
+        version, accounts.secret or secret,
+        accounts.members | {str(account.id): account}))
+
+
+def token(account: Account, key: str | bytes, at: int) -> str:
     """A JWT that names the account for an hour from `at`, in Unix time."""
     return jwt.encode({"sub": str(account.id), "role": account.role, "iat": at,
                        "exp": at + TOKEN_S, "jti": secrets.token_hex(8)}, key, "HS256")
 
 
-def bearer(accounts: Accounts, encoded: str, key: str) -> Account | None:
+def bearer(accounts: Accounts, encoded: str, key: str | bytes) -> Account | None:
     """The account that a token names, as it is today; None if the token is not good."""
     try:
         claims = jwt.decode(encoded, key, ["HS256"], options={
@@ -935,10 +981,10 @@ BOOKING: Final = {"book", "cancel", "events", "initialize", "login", "report", "
 LOGINS: Final = {  # open to all, but counted, the two ways to log in together
     "booking.log_in": "login", "v1.log_in_by_email": "login", "v1.register": "register"}
 ADMINS: Final = {"booking.initialize", "booking.delete_event"}  # if login is required
-UNLIMITED: Final = {"partner.health", "partner.welcome"}
+OPEN: Final = {"partner.health", "partner.welcome"}  # to all, uncounted, unasked
 TEN_A_MINUTE: Final = limits.parse("10 per minute")
 JSON: Final = "application/json"
-PLAIN: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]{1,200}"
+PLAIN: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}"
 MAIL: Final = r"[^@\s]+@[^@\s]+\.[^@\s]+"
 MILLION, SAFE = 10**6, 2**53 - 1  # SAFE: what every reader of JSON gets right
 ETAGS: Final = r'\s*(\*|(?:W/)?"[^"]*"(?:\s*,\s*(?:W/)?"[^"]*")*)\s*'
@@ -963,19 +1009,19 @@ def database() -> Database:
     return office.store.load().database
 
 
-def now(at: datetime | None = None) -> str:
-    """The time, or another in UTC, as RFC 3339 with milliseconds."""
+def stamp(at: datetime | None = None) -> str:
+    """A time in UTC, or this very one, as RFC 3339 with milliseconds."""
     at = at or datetime.now(UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def read() -> dict[str, Any]:
     """The request's JSON body, whatever its Content-Type says; 400 if it is none."""
-    raw = request.get_data() or b"{}"
     try:
+        raw = request.get_data() or b"{}"
         body = msgspec.json.decode(raw)
-        json.loads(raw, object_pairs_hook=_once)  # which one counts, if there are two?
-    except (ValueError, RecursionError) as error:
+        json.loads(raw, object_pairs_hook=_once)  # msgspec lets the last of two win
+    except (ValueError, RecursionError, OSError) as error:  # OSError: it broke off
         abort(400, f'The body must be JSON like {{"partnerId":"a","seats":3}}: {error}')
     if not isinstance(body, dict):
         abort(400, 'The body must be a JSON object, like {"seats": 3}')
@@ -1016,16 +1062,21 @@ def identity(body: dict[str, Any], name: str) -> int | str:
 
 def email(body: dict[str, Any], name: str) -> str:
     """An e-mail address of the body; 400 if it is none."""
-    if not re.fullmatch(MAIL, str(body.get(name)).strip()):
+    value = body.get(name)
+    if not isinstance(value, str) or not is_email(value.strip()):
         abort(400, "Invalid email format")
-    return text(body, name)
+    return value.strip()
+
+
+def is_email(address: str) -> bool:
+    """Whether it looks like one. MAIL takes long for a long text, so PLAIN is first."""
+    return bool(re.fullmatch(PLAIN, address) and re.fullmatch(MAIL, address))
 
 
 def password(body: dict[str, Any], least: int) -> str:
     """A password of the body, untrimmed; 400 if it is too short or too long."""
     value = body.get("password")
-    if not isinstance(value, str) or not (
-            least <= len(value) <= len(value.encode()) <= 1024):
+    if not isinstance(value, str) or not usable(value, least):
         abort(400, f"password (string of {least} characters to 1024 bytes) is required")
     return value
 
@@ -1055,15 +1106,14 @@ def summary(event: Event) -> dict[str, object]:
             "version": event.version}
 
 
-def problem(status: int, words: str) -> Response:
-    """An error, as the dialect of the path words it."""
-    path = request.path.strip("/").split("/")
-    body: dict[str, object] = {"error": words}
+def problem(where: str, status: int, words: str) -> dict[str, object]:
+    """The body of an error, as the dialect of the path words it."""
+    path = where.strip("/").split("/")
     if path[:2] == ["api", "v1"]:
-        body = {"message": words, "error": True}
-    elif status == 429 or (path[0] in BOOKING and path[2:3] != ["reservations"]):
-        body = {"error": words, "message": words}
-    return answer(body, status)
+        return {"message": words, "error": True}
+    if status == 429 or (path[0] in BOOKING and path[2:3] != ["reservations"]):
+        return {"error": words, "message": words}
+    return {"error": words}
 
 
 def refused(error: TicketBossError) -> Response:
@@ -1080,7 +1130,7 @@ def refused(error: TicketBossError) -> Response:
         words += ". Nothing was changed."
     if isinstance(error, (Contended, Unavailable, InDoubt)):
         g.headers["Retry-After"] = "1"
-    return problem(status, words)
+    return answer(problem(request.path, status, words), status)
 
 
 def aborted(error: HTTPException) -> Response:
@@ -1090,15 +1140,15 @@ def aborted(error: HTTPException) -> Response:
     if status == 401:
         g.headers["WWW-Authenticate"] = "Bearer"
     g.headers |= dict(error.get_headers()[1:])  # Allow; the first is Content-Type
-    return problem(status, (TEXTS.get(status) if general else error.description)
-                   or error.name)
+    words = TEXTS.get(status) if general else error.description
+    return answer(problem(request.path, status, words or error.name), status)
 
 
 def count() -> None:
     """Count the request against its client's limits; 429 when they are used up."""
     endpoint = request.endpoint or ""
-    rules = [("", rule) for rule in office.rules if endpoint not in UNLIMITED]
-    if endpoint in LOGINS:
+    rules = [("", rule) for rule in office.rules if endpoint not in OPEN]
+    if endpoint in LOGINS and request.method == "POST":
         rules.append((LOGINS[endpoint], TEN_A_MINUTE))
     for scope, rule in rules:
         client = _client(office.counters.storage)
@@ -1114,9 +1164,9 @@ def count() -> None:
 
 def _client(storage: object) -> str:
     """Who is counted: an address; of IPv6, all those that one client has."""
-    counters = getattr(storage, "storage", {})
-    while len(counters) > 10_000:  # the oldest go, so that memory stays bounded
-        storage.clear(next(iter(counters)))  # type: ignore[attr-defined]
+    if isinstance(storage, limits.storage.MemoryStorage):
+        while len(storage.storage) > 10_000:  # the oldest go: memory stays bounded
+            storage.clear(next(iter(storage.storage)))
     address = (request.remote_addr or "").removeprefix("::ffff:")
     with suppress(ValueError):  # not of a proxy that sends no addresses
         if ipaddress.ip_address(address).version == 6:
@@ -1129,20 +1179,20 @@ def arrive() -> None:
     """Refuse what no route should see; find out who asks, and on what condition."""
     settings, environ = office.settings, request.environ
     given = re.fullmatch("[A-Za-z0-9._-]{1,128}", environ.get("HTTP_X_REQUEST_ID", ""))
-    g.headers = {"X-Request-ID": given[0] if given else
-                 f"{random.getrandbits(128):032x}"}
+    g.headers = {"X-Request-ID": given[0] if given else uuid.uuid4().hex}
     g.began, g.condition, g.account = time.perf_counter(), None, None
     count()  # also what is refused at the door
     if not environ.get("QUERY_STRING", "").isascii():
         abort(400, "Send the query percent-encoded, as %C3%A9.")
     host = environ.get("HTTP_HOST", "localhost")
     name = host.partition(":")[0].lower()
-    if settings.loopback and not (
-            is_loopback(host) or name in settings.trusted_hosts):
+    if settings.loopback and not (is_loopback(host) or name in {
+            trusted.lower() for trusted in settings.trusted_hosts}):
         abort(421, f"This is not {host!a}. Should it be, start with --trusted-host.")
-    if (authorization := environ.get("HTTP_AUTHORIZATION")) is not None:
+    authorization = environ.get("HTTP_AUTHORIZATION")
+    if authorization is not None and request.endpoint not in OPEN:
         kind, _, encoded = authorization.partition(" ")
-        accounts = database().accounts()
+        accounts = database().accounts
         key = settings.jwt_secret or accounts.secret
         if kind.lower() == "bearer" and key:
             g.account = bearer(accounts, encoded.strip(), key)
@@ -1178,7 +1228,7 @@ def is_loopback(host: str) -> bool:
 
 
 def need_login(*, admin: bool = False) -> None:
-    """Let nobody pass without a token; nor, where it takes one, who is no admin."""
+    """Refuse who sent no token (401); or, where it takes an admin, is none (403)."""
     if g.account is None:
         abort(401, "No token provided")
     if admin and g.account.role != "admin":
@@ -1217,7 +1267,7 @@ def leave(response: Response) -> Response:
 
 
 def wished(event_id: str | None, caller: str, partner_id: str, seats: int,
-           **origin: str) -> Reservation:
+           **origin: Any) -> Reservation:
     """What a request asks to buy, not yet decided.
 
     An Idempotency-Key needs no table: with route, event and caller it makes the
@@ -1233,8 +1283,8 @@ def wished(event_id: str | None, caller: str, partner_id: str, seats: int,
         made = uuid.uuid5(uuid.NAMESPACE_URL, msgspec.json.encode(name).decode())
         body = msgspec.json.encode(g.body, order="sorted")
         origin["request"] = hashlib.sha256(body).hexdigest()[:32]
-    known = Origin(account=account, **origin) if origin or account else NOBODY
-    return Reservation(str(made), partner_id, seats, "waitlisted", now(), origin=known)
+    by = Origin(account=account, **origin) if origin or account else NOBODY
+    return Reservation(str(made), partner_id, seats, "waitlisted", stamp(), origin=by)
 
 
 def commit(event_id: str | None, change: Callable[[Document], Document],
@@ -1250,14 +1300,19 @@ def commit(event_id: str | None, change: Callable[[Document], Document],
         if wish is not None and replayed(document, wish):
             return database
         expect(document, condition)
-        return database.having(event_id or database.seeded, change(document))
+        return database.having(change(document))
 
-    turn = office.transactions.transact(decide)
-    key = event_id or turn.database.seeded
-    document = cast("Document", turn.database.documents[key])
-    version = document.event.version
-    g.headers |= {"X-Attempts": str(turn.attempts), "ETag": f'"{version}"'}
+    turn = transact(decide)
+    document = turn.database.documents[event_id or turn.database.seeded]
+    g.headers["ETag"] = f'"{document.event.version}"'
     return document, turn.changed
+
+
+def transact(decide: Decision) -> Turn:
+    """Apply a decision, and tell the client how many times it had to be decided."""
+    turn = office.transactions.transact(decide)
+    g.headers["X-Attempts"] = str(turn.attempts)
+    return turn
 
 
 def sell(event_id: str | None, wish: Reservation,
@@ -1282,7 +1337,7 @@ def sell(event_id: str | None, wish: Reservation,
 
 def give_back(event_id: str | None, reservation_id: str, seats: int | None) -> None:
     """Commit a cancel of all seats or some, if the reservation is the caller's."""
-    at, check = now(), guard()
+    at, check = stamp(), guard()
 
     def change(document: Document) -> Document:
         check(document.reservations.get(reservation_id))
@@ -1292,20 +1347,22 @@ def give_back(event_id: str | None, reservation_id: str, seats: int | None) -> N
 
 
 def open_event(event: Event, event_id: int | str | None) -> Event:
-    """Commit a new event, under the next free number if no id is given."""
-    def decide(database: Database) -> Database:
-        nonlocal event
-        number = next(n for n in itertools.count(1) if str(n) not in database.documents)
-        event = replace(event, event_id=number if event_id is None else event_id)
-        key = str(event.event_id)
-        there = cast("Document | None", database.documents.get(key))
-        return database.having(key, create(there, event))
+    """Commit a new event, under the first number never used if no id is given."""
+    condition = g.condition
 
-    turn = office.transactions.transact(decide)
-    event = turn.database.document(str(event.event_id)).event
-    path = quote(str(event.event_id), safe="")
-    g.headers |= {"X-Attempts": str(turn.attempts), "ETag": f'"{event.version}"',
-                  "Location": f"/events/{path}"}
+    def decide(database: Database) -> Database:
+        used = database.documents
+        own = event_id if event_id is not None else next(
+            n for n in itertools.count(1) if str(n) not in used)
+        new, there = replace(event, event_id=own), used.get(str(own))
+        expect(there or Document(new, {}), condition)
+        return database.having(create(there, new))
+
+    documents = transact(decide).database.documents
+    key = [*documents][-1] if event_id is None else str(event_id)  # the newest, if new
+    event = documents[key].event
+    g.headers |= {"ETag": f'"{event.version}"',
+                  "Location": f"/events/{quote(key, safe='')}"}
     return event
 
 
@@ -1319,9 +1376,9 @@ def close_event(event_id: str) -> None:
 
 def open_session(name: str, body: dict[str, Any]) -> str:
     """A token for who knows the password; 401, in the same words, for all others."""
-    accounts = database().accounts()
-    account, given = accounts.find(name), password(body, 1)
-    if not knows(account, given) or account is None:
+    accounts = database().accounts
+    account = proved(accounts.find(name), password(body, 1))
+    if account is None:
         abort(401, "Wrong name or password")
     key = office.settings.jwt_secret or accounts.secret
     return token(account, key, int(time.time()))
@@ -1441,7 +1498,7 @@ def _visible(records: Iterable[Reservation]) -> list[Reservation]:
 
 def _number(name: str) -> int | None:
     given = request.args.get(name)
-    if given is not None and not re.fullmatch("0*[1-9][0-9]{0,6}", given):
+    if given is not None and not re.fullmatch("0{0,99}[1-9][0-9]{0,6}", given):
         abort(400, f"{name} must be a whole number, 1 or more")
     return None if given is None else int(given)
 
@@ -1451,7 +1508,7 @@ def welcome() -> Response:
     """The live page for a browser; for anybody else what there is to try."""
     if "text/html" in request.headers.get("Accept", ""):
         return page()
-    here = request.host_url.rstrip("/")
+    here = f"{request.scheme}://{request.host}"
     return answer(WELCOME.format(here).encode(), kind="text/plain; charset=utf-8")
 
 
@@ -1490,7 +1547,7 @@ def initialize() -> Response:
         abort(400, "eventId must not have a / in it, nor be dots alone: it is in paths")
     named = event_id is None or body.get("name") is not None
     name = text(body, "name") if named else f"Event {event_id}"
-    event = Event("", name, total, total, 0, price, created_at=now())
+    event = Event("", name, total, total, 0, price, created_at=stamp())
     event = open_event(event, event_id)
     told = {"eventId": event.event_id, "name": name, "totalTickets": total,
             "availableTickets": total}
@@ -1517,35 +1574,42 @@ def book_ticket() -> Response:
 @booking.post("/cancel")
 def cancel_ticket() -> Response:
     """{eventId, userId or userEmail} -> 200; who waits first has the ticket; 404."""
-    body, at, check = read(), now(), guard()
+    body, at, check = read(), stamp(), guard()
     event_id, (name, names) = str(identity(body, "eventId")), _user(body)
-    kind, held = name.partition(":")[0], None
+    kind = name.partition(":")[0]
 
     def change(document: Document) -> Document:
-        nonlocal held
-        if (held := booking_of(document, names)) is None:
+        held = booking_of(document, names)
+        if held is None:
             raise NotFound(SAID[kind]["none"])
         check(held)
         return cancel(document, held.reservation_id, at)
 
     document, _ = commit(event_id, change)
-    return _said(document, kind, "cancelled", cast("Reservation", held))
+    cancelled = next(r for r in document.reservations.values()
+                     if r.event_version_at_cancel == document.event.version)
+    return _said(document, kind, "cancelled", cancelled)
 
 
 def _user(body: dict[str, Any]) -> tuple[str, frozenset[str]]:
-    """The user's name as given, and all their names; 403 if they are not the caller."""
+    """The user's name as given, and all their names.
+
+    403 if that is not the caller: for others, an admin may cancel, and nobody book.
+    """
     if (body.get("userEmail") is None) == (body.get("userId") is None):
         abort(400, "Send userId or userEmail: one is required, and not both")
     if body.get("userEmail") is not None:
         name = f"email:{folded(email(body, 'userEmail'))}"
     else:
         name = f"id:{identity(body, 'userId')}"
-    known = [g.account, *database().accounts().members.values()] if g.account else []
-    if known and name not in g.account.names() and (
-            g.account.role != "admin" or request.path.startswith("/book")):
+    if g.account is None:
+        return name, frozenset({name})
+    if name not in g.account.names() and (
+            g.account.role != "admin" or request.endpoint != "booking.cancel_ticket"):
         abort(403, "This is somebody else's booking.")
-    each = (account.names() for account in known)
-    return name, next((names for names in each if name in names), frozenset({name}))
+    everybody = (account.names() for account in database().accounts.members.values())
+    return name, next((names for names in everybody if name in names),
+                      frozenset({name}))
 
 
 def _said(document: Document, kind: str, status: str, record: Reservation,
@@ -1630,10 +1694,10 @@ def _wants_csv() -> bool:
 
 
 def _spreadsheet(reports: list[dict[str, Any]]) -> Response:
-    """CSV in which no text is taken for a formula."""
-    sheet = io.StringIO()
+    """CSV in which no text is taken for a formula; nor where ; is between cells."""
+    sheet, risky = io.StringIO(), re.compile(r"""(^|[;,\t\r\n"'])(?=[=+\-@])""")
     for row in (reports[0], *map(dict.values, reports)):  # the names first
-        csv.writer(sheet).writerow(re.sub(r"^(?=[=+\-@\t\r])", "'", cell) if isinstance(
+        csv.writer(sheet).writerow(risky.sub(r"\1'", cell) if isinstance(
             cell, str) else cell for cell in row)
     return answer(sheet.getvalue().encode(), kind="text/csv; charset=utf-8")
 
@@ -1648,8 +1712,6 @@ def log_in() -> Response:
     encoded = open_session(str(identity(body, named[0])), body)
     return answer({"token": encoded, "accessToken": encoded, "tokenType": "Bearer",
                    "expiresIn": TOKEN_S})
-
-
 
 
 # === 9. /api/v1 ==============================================================
@@ -1670,35 +1732,20 @@ def register() -> Response:
     """{username, email, password} -> 201 {id, username, email}; 409 if taken."""
     body = read()
     username, address = text(body, "username"), email(body, "email")
-    if folded(username).isdecimal() or "@" in username:
+    if re.search("@|^[0-9]+$", folded(username)):
         abort(400, "username must not be a number, nor an e-mail address")
     proxied = re.search(r"(?im)^(x-)?forwarded", str(request.headers))
     at_home = office.settings.loopback and is_loopback(request.remote_addr or "")
-    account = enrol(office.transactions, username, address, hashed(password(body, 8)),
-                    "the first" if at_home and not proxied else "no")
-    return tell("User registered successfully.", _account(account), 201)
+    wish = Account(0, username, address, hashed(password(body, 8)), "user")
+    first = replace(wish, role="admin") if at_home and not proxied else wish
+    secret = secrets.token_hex(32)
+    turn = transact(lambda database: enrolled(
+        database, wish if database.accounts.members else first, secret))
+    account = cast("Account", turn.database.accounts.by_email(address))
+    return tell("User registered successfully.", _me(account), 201)
 
 
-def enrol(transactions: Transactions, username: str, address: str, secret: str,
-          admin: Literal["yes", "no", "the first"]) -> Account:
-    """Commit a new account, or an admin's role for one that is there."""
-    account: Account | None = None
-
-    def decide(database: Database) -> Database:
-        nonlocal account
-        accounts = database.accounts()
-        account = accounts.find(address) if admin == "yes" else None
-        account = account or Account(  # an id that was never anybody's
-            accounts.version + 1, username, address, secret, "user")
-        if admin == "yes" or (admin == "the first" and not accounts.members):
-            account = replace(account, role="admin")
-        return database.having(ACCOUNTS, accounts.having(account))
-
-    transactions.transact(decide)
-    return cast("Account", account)
-
-
-def _account(account: Account) -> dict[str, object]:
+def _me(account: Account) -> dict[str, object]:
     return {"id": account.id, "username": account.username, "email": account.email}
 
 
@@ -1714,7 +1761,7 @@ def log_in_by_email() -> Response:
 def show_me() -> Response:
     """{id, username, email} of who asks."""
     need_login()
-    return tell("User retrieved successfully.", _account(g.account))
+    return tell("User retrieved successfully.", _me(g.account))
 
 
 @v1.post("/event")
@@ -1731,7 +1778,8 @@ def create_event() -> Response:
         day = day.astimezone(UTC) if day.tzinfo else day.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         abort(400, "date must be a date like 2024-12-01")
-    event = Event("", name, total, total, 0, 0, now(day), g.account.id, now())
+    event = Event("", name, total, total, 0, 0, stamp(day), g.account.id,
+                  stamp())
     event = open_event(event, None)
     return tell("Event created successfully.", _dated(Document(event, {})), 201)
 
@@ -1771,12 +1819,13 @@ def create_booking() -> Response:
     mail = email(body, "email")
     account = g.account.id if g.account else None
     wish = wished(event_id, mail, f"account-{account}" if account else "guest", seats,
-                  first_name=first, last_name=last, email=mail)
+                  first_name=first, last_name=last, email=mail,
+                  booking=secrets.randbits(52) + 1)  # in JSON still a whole number
     try:
         _, record = sell(event_id, wish, lambda d: reserve(d, wish, "when sold out"))
     except NotEnoughSeats:
         abort(409, "Not enough tickets available to fulfill your request.")
-    told = {"id": uuid.UUID(record.reservation_id).int % 2**52,
+    told = {"id": record.origin.booking,
             "eventId": body["eventId"], "userId": account, "firstName": first,
             "lastName": last, "email": mail, "ticketsReserved": body["ticketsReserved"],
             "bookingStatus": "waitlisted" if record.position else "completed",
@@ -1788,20 +1837,15 @@ def create_booking() -> Response:
 
 @v1.delete("/booking/<number>")
 def cancel_booking(number: str) -> Response:
-    """{bookingId?, ticketsToCancel?} -> 200; all that is left, if no number is given.
-
-    A booking's number is 52 of its id's random bits: in JSON a safe integer, unique,
-    and not to be guessed.
-    """
+    """{bookingId?, ticketsToCancel?} -> 200; without a number, all that is left."""
     body = read()
     if body.get("bookingId") is not None and str(body["bookingId"]) != number:
         abort(400, "bookingId is not the one in the path")
     seats = None if body.get("ticketsToCancel") is None else whole(
         body, "ticketsToCancel", 1, MILLION)
-    tail = f"{int(number):013x}" if re.fullmatch("[0-9]{1,16}", number) else "?"
     for document in database().events():
-        for key in document.reservations:
-            if key.endswith(f"{tail[0]}-{tail[1:]}"):
+        for key, record in document.reservations.items():
+            if record.origin.booking and str(record.origin.booking) == number:
                 give_back(str(document.event.event_id), key, seats)
                 return tell("Booking cancelled successfully.")
     raise NotFound("Booking not found or already cancelled")
@@ -2001,7 +2045,7 @@ live()
 
 # === 11. Race ================================================================
 # The classroom: buyers in processes of their own, on a throwaway file, with no check at
-# all, with a lock, and optimistic. What is there to learn is said of what is measured.
+# all, with a lock, and optimistic. What it teaches is computed from what was measured.
 
 STRATEGIES: Final = ("none", "lock", "optimistic")
 CELLS: Final = "{:10}{:>6}{:>9}{:>6}{:>10}{:>11}{:>9}{:>8} {}"
@@ -2038,7 +2082,7 @@ def buy(path: str, strategy: str, buyer: int, events: list[str],
     """Ask for a seat of each of these events, one after the other, as one process."""
     store, tries = (Careless if strategy == "none" else Store)(path, 30), []
     for event_id in events:
-        wish = Reservation(str(uuid.uuid4()), f"buyer-{buyer}", 1, "waitlisted", now())
+        wish = Reservation(str(uuid.uuid4()), f"buyer-{buyer}", 1, "waitlisted")
         began, asked, told = time.monotonic(), 0, False
         while not told:
             asked += 1
@@ -2048,7 +2092,7 @@ def buy(path: str, strategy: str, buyer: int, events: list[str],
                 if document.event.available_seats == 0:
                     break
                 time.sleep(think_s)
-                wanted = seen.database.having(event_id, reserve(document, wish))
+                wanted = seen.database.having(reserve(document, wish))
                 told = store.swap(seen, wanted)
         done = time.monotonic()
         tries.append(Try(buyer, event_id, told, document.event.version, read_at, done,
@@ -2066,7 +2110,7 @@ def run_race(strategy: str, sizes: dict[str, int], count: int,
         store.start(seats)
         wanted = store.load().database
         for key in ids:
-            wanted = wanted.having(key, create(None, Event(key, key, seats, seats, 0)))
+            wanted = wanted.having(create(None, Event(key, key, seats, seats, 0)))
         store.swap(store.load(), wanted)
         plans = [(store.path, strategy, n, [ids[i % count] for i in range(
             n, sizes["requests"], clients)], think_s) for n in range(clients)]
@@ -2092,8 +2136,8 @@ def proof(history: list[Try], kept: set[str]) -> list[str]:
     sold = sorted((each for each in history if each.told), key=lambda each: (
         each.event_id, each.read_version, each.done_at))
     for one, other in itertools.pairwise(sold):
-        if (one[1:4] == other[1:4] and other.read_at < one.done_at
-                and one.reservation_id not in kept):
+        if ((one.event_id, one.read_version) == (other.event_id, other.read_version)
+                and other.read_at < one.done_at and one.reservation_id not in kept):
             steps = [(at, each is one, what) for each in (one, other) for at, what in (
                 (each.read_at, f"reads version {each.read_version}"),
                 (each.done_at, f"writes version {each.read_version + 1}: confirmed"))]
@@ -2126,7 +2170,7 @@ def lessons(rows: list[dict[str, Any]]) -> Iterator[str]:
                  if row["strategy"] != "none"]
         if len(rates) == 2:
             (slow, loser), (fast, winner) = sorted(rates)
-            yield (f"{events} event(s), {think} ms of thinking: {winner} sells "
+            yield (f"Events: {events}, thinking: {think} ms. There {winner} sells "
                    f"{fast / max(slow, 1):.1f} times as fast as {loser}.")
 
 
@@ -2177,42 +2221,37 @@ def build(settings: Settings) -> Office:
     return app
 
 
-class Duration(click.ParamType[float]):
-    """200ms, 1.5s, or plain seconds; at most an hour."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Seconds."""
-        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|)", str(value))
-        seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else -1
-        if not 0 <= seconds <= 3600:
-            self.fail(f"{value!r} is not a duration like 200ms or 1.5s", param, ctx)
-        return seconds
+def duration(value: object) -> float:
+    """Seconds, of 200ms, 1.5s, or plain seconds; at most an hour."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|)", str(value))
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else -1
+    if not 0 <= seconds <= 3600:
+        raise click.BadParameter(f"{value!r} is not a duration like 200ms or 1.5s")
+    return seconds
 
 
-def option(name: str) -> Callable[[Any], Any]:
-    """The option of that setting, with its TICKETBOSS_... variable."""
-    field = next(f for f in msgspec.structs.fields(Settings) if f.name == name)
+def option(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
+    """The option of a setting, with its TICKETBOSS_... variable."""
     help_text, *bounds = field.type.__metadata__
-    kinds = {float: Duration(), int: click.IntRange(*bounds)}
-    flag = {"think_s": "think", "trusted_hosts": "trusted_host"}.get(name, name)
-    variables = [f"TICKETBOSS_{flag.upper()}", *(["PORT"] if name == "port" else [])]
+    kinds = {float: duration, int: click.IntRange(*bounds)}
+    flag = {"think_s": "think", "trusted_hosts": "trusted_host"}.get(
+        field.name, field.name)
+    variables = [f"TICKETBOSS_{flag.upper()}", *(["PORT"] if flag == "port" else [])]
     return click.option(
-        f"--{flag.replace('_', '-')}", name, default=field.default, envvar=variables,
-        type=kinds.get(type(field.default)), is_flag=field.default is False,
-        multiple=field.default == (), help=help_text)
+        f"--{flag.replace('_', '-')}", field.name,
+        default=field.default, envvar=variables, type=kinds.get(type(field.default)),
+        is_flag=field.default is False, multiple=field.default == (), help=help_text)
 
 
 def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
-    secret = os.environ.get("JWT_SECRET", "")
-    if 0 < len(secret.encode()) < 32:
-        raise click.UsageError("JWT_SECRET must have 32 bytes or more")
+    secret = os.environb.get(b"JWT_SECRET", b"")
+    if 0 < len(secret) < 32:
+        raise click.ClickException("JWT_SECRET must have 32 bytes or more")
     try:
         limits.parse_many(context.params["rate_limit"] or "1 per day")
         limits.storage.storage_from_string(context.params["rate_storage"])
     except (ValueError, limits.errors.ConfigurationError) as error:
-        raise click.UsageError('--rate-limit is like "100 per 15 minutes", and '
+        raise click.ClickException('--rate-limit is like "100 per 15 minutes", and '
                                f"--rate-storage like redis://host: {error}") from None
     return Settings(**context.params, jwt_secret=secret, by_hand=by_hand,
                     loopback=by_hand and is_loopback(context.params["host"]))
@@ -2226,26 +2265,11 @@ def _in_one_line(db: str) -> Iterator[None]:
     except TicketBossError as error:
         path = os.path.abspath(db)
         raise click.ClickException(
-            f"{path}: {error}. Mend it, put a good copy back, or set it aside with "
-            f"`python ticketboss.py --db {db} reset`.") from None
+            f"{path}: {error}. Mend it, or put a good copy back; `python ticketboss.py "
+            f"--db {db} reset` sets it aside and begins afresh.") from None
 
 
-class OneLine(click.Group):
-    """A group that ends a refused command with one line."""
-
-    def main(self, *args: Any, **more: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().main(*args, **more | {"standalone_mode": False})
-        except click.Abort:
-            sys.exit("Aborted.")
-        except click.ClickException as error:
-            click.echo(f"Error: {error.format_message()}", err=True)
-            sys.exit(error.exit_code)
-
-
-@click.group(cls=OneLine, invoke_without_command=True,
-             context_settings={"show_default": True})
+@click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.pass_context
 def main(context: click.Context, /, db: str, **_: object) -> None:
     """Sell the seats of events over HTTP, and never sell one twice."""
@@ -2256,13 +2280,15 @@ def main(context: click.Context, /, db: str, **_: object) -> None:
 
 for _field in msgspec.structs.fields(Settings):
     if hasattr(_field.type, "__metadata__"):
-        option(_field.name)(main)
+        option(_field)(main)
 
 
 def repeated(name: str, kind: Any = str) -> Callable[[Any], Any]:
     """The same option once more, behind the command's name."""
+    help_text = {"db": "The file.", "seats": "Of the first event."}[name]
     return click.option(
-        f"--{name}", type=kind, show_default=False, help="Here, or before the command.",
+        f"--{name}", type=kind, show_default=False,
+        help=f"{help_text} It may stand before the command, too.",
         default=lambda: click.get_current_context().find_root().params[name])
 
 
@@ -2272,30 +2298,43 @@ def serve(settings: Settings) -> None:
     64 threads: with waitress's own 4, reads queue behind writers that wait for the
     lock. 900 connections, polled: its own 100 let idle clients shut others out.
     """
-    app, host = build(settings), settings.host
-    waitress.channel.HTTPChannel.error_task_class = JsonErrorTask
-    channels: dict[int, Any] = {}
-    try:
-        server = waitress.server.create_server(
-            app, map=channels, host=host, port=settings.port, threads=64,
-            connection_limit=900, asyncore_use_poll=True, channel_timeout=30,
-            ident="TicketBoss", max_request_body_size=2**20,
-            clear_untrusted_proxy_headers=False)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"Cannot listen at {host}, port {settings.port}: "
-                                   f"{error}. Try another --port.") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.getLogger("waitress").setLevel(logging.ERROR)
-    with suppress(KeyboardInterrupt):
-        _announce(app, getattr(server, "effective_port", settings.port))
-        server.run()
-    # By itself, it gives up after 5 s, and on what the sockets have not taken yet.
+    app, channels, ended = build(settings), dict[int, Any](), list[int]()
+    server = _listen(app, channels)
+
+    def end(number: int, _: object) -> None:
+        # An exception would not do: one that is raised in a __del__ is not heard.
+        ended.append(number)
+        signal.signal(number, signal.SIG_DFL)  # a second time means at once
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    _announce(app, getattr(server, "effective_port", settings.port))
+    while not ended:
+        server.asyncore.loop(timeout=0.2, use_poll=True, map=channels, count=1)
+    # By itself, waitress drops what no thread has begun, what takes longer than 5 s,
+    # and what the sockets have not taken yet.
+    while server.task_dispatcher.queue:
+        time.sleep(0.02)
     server.task_dispatcher.shutdown(timeout=3600)
     until = time.monotonic() + 30
     while time.monotonic() < until and any(
             getattr(channel, "total_outbufs_len", 0) for channel in channels.values()):
         server.asyncore.loop(timeout=1, use_poll=True, map=channels, count=1)
     click.echo(f"Ended, after {next(app.served)} answers.")
+
+
+def _listen(app: Office, channels: dict[int, Any]) -> Any:
+    host, port = app.settings.host, app.settings.port
+    waitress.channel.HTTPChannel.error_task_class = JsonErrorTask
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    try:
+        return waitress.server.create_server(
+            app, map=channels, host=host, port=port, threads=64, connection_limit=900,
+            asyncore_use_poll=True, channel_timeout=30, ident="TicketBoss",
+            max_request_body_size=2**20, clear_untrusted_proxy_headers=False)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"Cannot listen at {host}, port {port}: {error}. "
+                                   "Try another --port.") from None
 
 
 def _announce(app: Office, port: int) -> None:
@@ -2313,8 +2352,10 @@ class JsonErrorTask(waitress.task.ErrorTask):
     def execute(self) -> None:
         """Write the answer."""
         error: Any = cast("Any", self.request).error
-        body = msgspec.json.encode({"error": error.body, "message": error.body})
-        head = [("Content-Type", "application/json")]
+        words = TEXTS[413] if error.code == 413 else error.body
+        where = getattr(self.request, "path", "/")
+        body = msgspec.json.encode(problem(where, error.code, words)) + b"\n"
+        head = [("Content-Type", JSON), ("X-Request-ID", uuid.uuid4().hex)]
         error.to_response = lambda _: (f"{error.code} {error.reason}", head, body)
         super().execute()
 
@@ -2354,35 +2395,38 @@ def reset(db: str, seats: int) -> None:
     """Seed a fresh event; the old file is kept beside the new one."""
     with _in_one_line(db):
         store = Store(db)
-        kept = f"{store.path}.{now().replace(':', '-')}.old"
-        store.reset(seats, kept)
-    click.echo(f"{seats} seats are free in {store.path}, what was there is in {kept}")
+        kept = f"{store.path}.{stamp().replace(':', '-')}.old"
+        there = store.reset(seats, kept)
+    click.echo(f"{seats} seats are free in {store.path}" + (
+        f", what was there is in {kept}" if there else ""))
 
 
 @main.command()
 @click.argument("address", metavar="EMAIL")
 @repeated("db")
-def admin(address: str, db: str) -> None:
+@repeated("seats", click.IntRange(1, MILLION))
+def admin(address: str, db: str, seats: int) -> None:
     """Make EMAIL an admin; asks for a password where it has no account."""
-    if not re.fullmatch(MAIL, address):
+    if not is_email(address):
         raise click.UsageError("EMAIL must be an e-mail address")
     with _in_one_line(db):
         store = Store(db)
-        store.start(Settings().seats)
-        there = store.load().database.accounts().find(address)
-        secret = ""
-        while there is None and not 8 <= len(secret) <= len(secret.encode()) <= 1024:
-            secret = click.prompt("Password, 8 characters or more", hide_input=True,
-                                  confirmation_prompt=True)
-        enrol(Transactions(store), address, address, hashed(secret), "yes")
-    click.echo(f"{address} is an admin.")
+        store.start(seats)
+        known, given = store.load().database.accounts.by_email(address), ""
+        while known is None and not usable(given):
+            given = click.prompt("Password, 8 characters or more", hide_input=True,
+                                 confirmation_prompt=True)
+        wish = Account(0, address, address, hashed(given), "admin")
+        secret = secrets.token_hex(32)
+        Transactions(store).transact(lambda database: enrolled(database, wish, secret))
+    click.echo(f"{address} is an admin in {store.path}.")
 
 
 @main.command()
 @click.option("--clients", default=16, type=click.IntRange(1, 64))
 @click.option("--seats", default=100, type=click.IntRange(1, 10**4))
 @click.option("--requests", default=200, type=click.IntRange(1, 10**5))
-@click.option("--think", type=Duration(), help="Between read and write, as 5ms.")
+@click.option("--think", type=duration, help="Between read and write, as 5ms.")
 @click.option("--events", type=click.IntRange(1, 64), help="That buyers spread over.")
 @click.option("--strategy", "only", multiple=True, type=click.Choice(STRATEGIES))
 @click.option("--json", "as_json", is_flag=True, help="The rows, for a program.")
@@ -2394,21 +2438,22 @@ def race(*, think: float | None, events: int | None, only: tuple[str, ...],
     if think is not None or events is not None:
         plans = [(events or 1, .005 if think is None else think, STRATEGIES)]
     if sizes["seats"] < max(count for count, *_ in plans):
-        raise click.UsageError("--seats must be enough for a seat in each event")
-    guess = click.prompt("Which loses sales? Which is fastest?") if predict else ""
+        raise click.UsageError("--seats must be enough for a seat in each event; there "
+                               "are 8 in one of the races, unless you say --events 1")
+    guess = predict and click.prompt("Which loses sales? Which is fastest?", err=True)
     rows: list[dict[str, Any]] = []
     shown: list[str] = []
     for count, think_s, strategies in plans:
         group = []
-        for strategy in (s for s in only or strategies if s in strategies):
+        for strategy in filter((only or strategies).__contains__, strategies):
             click.echo(f"... {strategy}", err=True)
             row, history, kept = run_race(strategy, sizes, count, think_s)
             shown = shown or (proof(history, kept) if strategy == "none" else [])
             group.append(row)
         rows += group
         if group and not as_json:
-            click.echo(table(f"{count} event(s), {think_s * 1e3:.0f} ms of thinking",
-                             group))
+            title = f"Events: {count}, thinking: {think_s * 1e3:.0f} ms"
+            click.echo(table(title, group))
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join([
         "", *shown, *lessons(rows), *([f"You said: {guess}"] if predict else [])]))
     sys.exit(any((row["lost"] or row["oversold"]) for row in rows

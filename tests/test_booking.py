@@ -720,7 +720,13 @@ def test_no_text_in_the_file_is_a_formula_either(client, db, saved, start):
     file["event"]["name"] = start + "=1+1"
     db.write_text(json.dumps(file))
     row = sheet(client.get("/report?format=csv"))[1]
-    assert row[:2] == [SEEDED, "'" + start + "=1+1"]
+    assert row[:2] == [SEEDED, start + "'=1+1"]
+
+
+def test_no_text_is_a_formula_where_semicolons_are_between_cells(client):
+    make(client, 1, 1, name='x;=1+1; "=2+2";-3 - 4')
+    row = sheet(client.get("/report?format=csv"))[2]
+    assert row[1] == """x;'=1+1; "'=2+2";'-3 - 4"""  # a sign amid words is none
 
 
 def test_a_negative_number_stays_a_number_in_a_spreadsheet(client):
@@ -816,7 +822,7 @@ def sale(event_id, reservation_id):
     """A decision to sell one seat of an event."""
     def decide(database):
         wish = Reservation(reservation_id, "p", 1, "waitlisted")
-        return database.having(event_id, reserve(database.document(event_id), wish))
+        return database.having(reserve(database.document(event_id), wish))
     return decide
 
 
@@ -827,7 +833,7 @@ def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
     here.start(5)
     for name in ("quiet", "busy"):
         Transactions(here).transact(lambda database, name=name: database.having(
-            name, Document(Event(name, name, 5, 5, 0), {})))
+            Document(Event(name, name, 5, 5, 0), {})))
     decided = []
 
     def decide(database):  # between our reading and our swap, the other one sells

@@ -1,6 +1,7 @@
 """The command line: what it says, what it refuses in one line, and how it ends.
 
-A start that cannot be is one line on stderr and a non-zero exit, never a traceback; an
+A start that cannot be is one line on stderr (behind the usage, where it was not kept)
+and a non-zero exit, never a traceback; an
 end by SIGTERM or Ctrl-C finishes what is under way; a running server survives the loss
 of its file and of its disk's last free block, and says so meanwhile.
 """
@@ -132,7 +133,9 @@ def in_one_line(ended: Any, *words: str) -> None:
     """Assert that it was refused in one line, with these words in it."""
     assert ended.returncode not in (0, None)
     assert ended.stdout == ""
-    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    usage = r"Usage: .*\nTry '.* --help' for help\.\n\n"
+    expected = rf"{usage * (ended.returncode == 2)}Error: .+\n"
+    assert re.fullmatch(expected, ended.stderr), ended.stderr
     for word in words:
         assert word in ended.stderr
 

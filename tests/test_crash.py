@@ -56,7 +56,7 @@ def sell(store, name):
     """One durable sale of one seat, named."""
     def decide(database):
         wish = Reservation(name, "abc-corp", 1, "waitlisted")
-        return database.having(database.seeded, reserve(database.document(None), wish))
+        return database.having(reserve(database.document(None), wish))
     return Transactions(store).transact(decide)
 
 

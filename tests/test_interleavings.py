@@ -38,7 +38,7 @@ class Wish(NamedTuple):
     def decide(self, database: t.Database) -> t.Database:
         """The whole database, changed so."""
         document = self.change(database.document(self.event))
-        return database.having(self.event or database.seeded, document)
+        return database.having(document)
 
 
 class Client(threading.Thread):
@@ -278,8 +278,8 @@ def office(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)  # nor does anybody wait
     early = t.reserve(t.seed(4).document(None), t.Reservation(
         "early", "early", 2, "waitlisted"))
-    start = t.seed(4).having(t.seed(4).seeded, early).having(
-        "2", t.Document(t.Event(2, "Another", 2, 2, 0), {}))
+    start = t.seed(4).having(early).having(
+        t.Document(t.Event(2, "Another", 2, 2, 0), {}))
     with tempfile.TemporaryDirectory(dir=RAM if os.path.isdir(RAM) else None) as folder:
         yield lambda wishes, kind=Stepped: Office(
             f"{folder}/db.json", start, kind, wishes)

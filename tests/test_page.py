@@ -227,7 +227,7 @@ def server(tmp_path_factory):
     store = ticketboss.Store(str(db))
     store.start(500)
     seen = store.load()
-    assert store.swap(seen, seen.database.having("million", stadium(10**6, 400, 2000)))
+    assert store.swap(seen, seen.database.having(stadium(10**6, 400, 2000)))
     server = Server(db, "--quiet")
     yield server
     server.stop()
@@ -425,7 +425,7 @@ def test_where_the_list_is_not_for_everybody_taken_seats_are_not_free(
     store = ticketboss.Store(str(db))
     store.start(500)
     seen = store.load()
-    assert store.swap(seen, seen.database.having("million", stadium(20, 2, 5)))
+    assert store.swap(seen, seen.database.having(stadium(20, 2, 5)))
     page = visit("million", at=serve("--require-login"))
     assert "10 of 20" in page.text("#facts")
     taken = [seat[3] == 255 for seat in page.run(SEATS % 20)]

@@ -370,7 +370,8 @@ def said(address, rubbish):
             while more := wire.recv(65536):
                 heard += more
         wire.settimeout(20)
-        wire.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # it may have closed it already
+            wire.shutdown(socket.SHUT_WR)
         while more := wire.recv(65536):
             heard += more
     return heard

@@ -10,7 +10,7 @@ from conftest import PROGRAM
 SOURCE = PROGRAM.read_text()
 TREE = ast.parse(SOURCE)
 SECTIONS = re.findall(r"^# === (\d+)\. (.+?) =+$", SOURCE, re.MULTILINE)
-BUDGET = 1550  # lines of code: not blank, not said, not the page
+BUDGET = 1577  # lines of code: not blank, not said, not the page
 
 
 def spoken() -> set[int]:

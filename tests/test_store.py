@@ -61,7 +61,7 @@ def selling(name, seats=1, event_id=None):
     def decide(database: Database) -> Database:
         document = database.document(event_id)
         sold = reserve(document, Reservation(name, "abc-corp", seats, "waitlisted"))
-        return database.having(str(document.event.event_id), sold)
+        return database.having(sold)
     return decide
 
 
@@ -73,7 +73,7 @@ def sell(store, name, seats=1, event_id=None):
 def opening(event_id):
     """A decision: one more event, of ten seats."""
     return lambda database: database.having(
-        str(event_id), create(None, Event(event_id, "Another", 10, 10, version=0)))
+        create(None, Event(event_id, "Another", 10, 10, version=0)))
 
 
 def told(path):
@@ -137,7 +137,7 @@ def test_a_document_that_does_not_add_up_is_never_written(store, db):
     before, seen = db.read_bytes(), store.load()
     event = Event("node-meetup-2025", "Node.js Meet-up", SEATS, SEATS - 1, version=1)
     with pytest.raises(AssertionError, match="do not make"):
-        store.swap(seen, seen.database.having(event.event_id, Document(event, {})))
+        store.swap(seen, seen.database.having(Document(event, {})))
     assert db.read_bytes() == before
     assert hidden(db) == [".db.json.lock"]
     assert sell(store, "next").changed
@@ -946,7 +946,7 @@ queue, sold = t.Transactions(t.Store(sys.argv[2], 20), patience_s=20), 0
 for number in range(1000):
     wish = t.Reservation(f"{sys.argv[3]}-{number}", "abc-corp", 1, "waitlisted")
     try:
-        queue.transact(lambda d: d.having(d.seeded, t.reserve(d.document(None), wish)))
+        queue.transact(lambda d: d.having(t.reserve(d.document(None), wish)))
     except t.NotEnoughSeats:
         break
     sold += 1
@@ -975,9 +975,9 @@ def test_hundreds_of_commits_and_refusals_leave_no_file_open(
             with pytest.raises(NotEnoughSeats):
                 transactions.transact(selling("huge", SEATS + 1))
             with pytest.raises(NotFound):
-                transactions.transact(lambda d: d.having("x", d.document("x")))
+                transactions.transact(lambda d: d.having(d.document("x")))
             transactions.transact(lambda d, n=number: d.having(
-                d.seeded, cancel(d.document(None), f"{n}", "now")))
+                cancel(d.document(None), f"{n}", "now")))
             most = max(most, len(os.listdir("/dev/fd")))
     assert most <= before + 20
     assert told(db)[:2] == (242, SEATS - 2)
