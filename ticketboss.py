@@ -656,7 +656,7 @@ def _decode(data: bytes) -> Database:
         raise Unavailable(f"db.json does not add up: {fault}")
     if _encode(database) != data:  # not as we write it: by hand a field may come twice
         try:
-            json.loads(data, object_pairs_hook=_once)
+            ONCE.decode(data.decode())
         except (ValueError, RecursionError) as error:
             raise Unavailable(f"db.json is ambiguous: {error}") from None
     return database
@@ -667,6 +667,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the field {twice!a:.99} comes twice")
     return found
+
+
+ONCE: Final = json.JSONDecoder(object_pairs_hook=_once)  # msgspec lets the last win
 
 
 def _faults(documents: dict[str, Document], accounts: Accounts | None) -> Iterator[str]:
@@ -896,7 +899,7 @@ class Accounts(Value, frozen=True):
             yield "accounts need a secret of 32 characters (a new one ends all tokens)"
         for key, account in self.members.items():
             if key != str(account.id) or not 0 < account.id <= self.version:
-                yield f"account {account.id} stands under {key}, or is yet to come"
+                yield f"account {account.id} stands under another id, or is yet to come"
         named = [name for account in self.members.values()
                  for name in {folded(account.email), folded(account.username)}]
         if len(named) > len(set(named)):
@@ -1019,13 +1022,17 @@ def read() -> dict[str, Any]:
     """The request's JSON body, whatever its Content-Type says; 400 if it is none."""
     try:
         raw = request.get_data() or b"{}"
+    except HTTPException:
+        raise
+    except Exception:  # noqa: BLE001 -- every server has its own for broken chunks
+        abort(400, "The body broke off, or is badly chunked")
+    try:
         body = msgspec.json.decode(raw)
-        json.loads(raw, object_pairs_hook=_once)  # msgspec lets the last of two win
-    except (ValueError, RecursionError, OSError) as error:  # OSError: it broke off
+        ONCE.decode(raw.decode())
+    except (ValueError, RecursionError) as error:
         abort(400, f'The body must be JSON like {{"partnerId":"a","seats":3}}: {error}')
     if not isinstance(body, dict):
         abort(400, 'The body must be a JSON object, like {"seats": 3}')
-    g.body = body
     return body
 
 
@@ -1178,15 +1185,14 @@ def _client(storage: object) -> str:
 def arrive() -> None:
     """Refuse what no route should see; find out who asks, and on what condition."""
     settings, environ = office.settings, request.environ
-    given = re.fullmatch("[A-Za-z0-9._-]{1,128}", environ.get("HTTP_X_REQUEST_ID", ""))
-    g.headers = {"X-Request-ID": given[0] if given else uuid.uuid4().hex}
+    g.headers = {"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))}
     g.began, g.condition, g.account = time.perf_counter(), None, None
     count()  # also what is refused at the door
     if not environ.get("QUERY_STRING", "").isascii():
         abort(400, "Send the query percent-encoded, as %C3%A9.")
     host = environ.get("HTTP_HOST", "localhost")
-    name = host.partition(":")[0].lower()
-    if settings.loopback and not (is_loopback(host) or name in {
+    if settings.loopback and not (is_loopback(host) or {
+            host.lower(), re.sub(":[0-9]+$", "", host.lower())} & {
             trusted.lower() for trusted in settings.trusted_hosts}):
         abort(421, f"This is not {host!a}. Should it be, start with --trusted-host.")
     authorization = environ.get("HTTP_AUTHORIZATION")
@@ -1202,13 +1208,21 @@ def arrive() -> None:
         _admit_change()
 
 
+def request_id(given: str | None = None) -> str:
+    """The client's own, if it is one; else a new one."""
+    if given is not None and re.fullmatch("[A-Za-z0-9._-]{1,128}", given):
+        return given
+    return f"{random.getrandbits(128):032x}"
+
+
 def _admit_change() -> None:
-    origin = request.headers.get("Origin")
+    environ = request.environ
+    origin = environ.get("HTTP_ORIGIN")
     if origin is not None and origin.partition("://")[2] != request.host:
         abort(403, "A page of another site may not change anything here.")
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         abort(415, "Send the body as it is, without a Content-Encoding.")
-    if (condition := request.headers.get("If-Match")) is not None:
+    if (condition := environ.get("HTTP_IF_MATCH")) is not None:
         if not re.fullmatch(ETAGS, condition):
             abort(400, 'If-Match must be "<version>" in double quotes, or *.')
         if condition.strip() != "*":  # which always holds
@@ -1266,12 +1280,12 @@ def leave(response: Response) -> Response:
     return response
 
 
-def wished(event_id: str | None, caller: str, partner_id: str, seats: int,
-           **origin: Any) -> Reservation:
+def wished(body: dict[str, Any], event_id: str | None, caller: str, partner_id: str,
+           seats: int, **origin: Any) -> Reservation:
     """What a request asks to buy, not yet decided.
 
     An Idempotency-Key needs no table: with route, event and caller it makes the
-    reservation's id, the same at every retry.
+    reservation's id, the same at every retry; a digest tells another `body`.
     """
     key, made = request.headers.get("Idempotency-Key"), uuid.uuid4()
     account = g.account.id if g.account else 0
@@ -1281,8 +1295,8 @@ def wished(event_id: str | None, caller: str, partner_id: str, seats: int,
         event_id = event_id or database().seeded
         name = [request.blueprint, event_id, account or caller, key]
         made = uuid.uuid5(uuid.NAMESPACE_URL, msgspec.json.encode(name).decode())
-        body = msgspec.json.encode(g.body, order="sorted")
-        origin["request"] = hashlib.sha256(body).hexdigest()[:32]
+        sent = msgspec.json.encode(body, order="sorted")
+        origin["request"] = hashlib.sha256(sent).hexdigest()[:32]
     by = Origin(account=account, **origin) if origin or account else NOBODY
     return Reservation(str(made), partner_id, seats, "waitlisted", stamp(), origin=by)
 
@@ -1431,7 +1445,7 @@ def make_reservation(event_id: str | None = None) -> Response:
     if type(waits := body.get("waitlist") or False) is not bool:
         abort(400, "waitlist must be true or false")
     wait: Wait = "when short" if waits else "never"
-    wish = wished(event_id, holder, holder, seats)
+    wish = wished(body, event_id, holder, holder, seats)
     _, record = sell(event_id, wish, lambda d: reserve(d, wish, wait))
     told = {"reservationId": wish.reservation_id, "seats": seats,
             "status": record.status}
@@ -1453,19 +1467,20 @@ def cancel_reservation(reservation_id: str, event_id: str | None = None) -> Resp
 def list_reservations(event_id: str | None = None) -> Response:
     """[reservation, ...]; ?partnerId= &status= &limit= &after= narrow it."""
     document, asked = database().document(event_id), request.args
-    limit = _number("limit")
+    limit, holder = _number("limit"), asked.get("partnerId")
+    status = asked.get("status")
     if office.settings.require_login:
         need_login()
     records = _visible(document.reservations.values())
-    if asked.get("status", "waitlisted") not in get_args(Status):
+    if status not in {None, *get_args(Status)}:
         abort(400, f"status must be one of {', '.join(get_args(Status))}")
     if (after := asked.get("after")) is not None:
         ids = [r.reservation_id for r in records]
         if after not in ids:
             abort(400, "after must be the last reservationId of the page before")
         records = records[ids.index(after) + 1:]
-    records = [r for r in records if asked.get("status", r.status) == r.status
-               and asked.get("partnerId", r.partner_id) == r.partner_id]
+    records = [r for r in records if (status is None or status == r.status)
+               and (holder is None or holder == r.partner_id)]
     if limit is not None and limit < len(records):
         more = urlencode(asked.to_dict() | {"after": records[limit - 1].reservation_id})
         g.headers["Link"] = f'<{quote(request.path)}?{more}>; rel="next"'
@@ -1561,7 +1576,7 @@ def book_ticket() -> Response:
     body = read()
     event_id, (name, names) = str(identity(body, "eventId")), _user(body)
     kind, _, own = name.partition(":")
-    wish = wished(event_id, name, own if kind == "id" else "guest", 1, user=name)
+    wish = wished(body, event_id, name, own if kind == "id" else "guest", 1, user=name)
     document, record = sell(event_id, wish, lambda d: book(d, wish, names))
     if record is wish:  # waiting already
         record = next(replace(r, position=place) for place, r in enumerate(
@@ -1818,9 +1833,9 @@ def create_booking() -> Response:
     first, last = text(body, "firstName"), text(body, "lastName")
     mail = email(body, "email")
     account = g.account.id if g.account else None
-    wish = wished(event_id, mail, f"account-{account}" if account else "guest", seats,
-                  first_name=first, last_name=last, email=mail,
-                  booking=secrets.randbits(52) + 1)  # in JSON still a whole number
+    holder = f"account-{account}" if account else "guest"
+    wish = wished(body, event_id, mail, holder, seats, first_name=first, last_name=last,
+                  email=mail, booking=secrets.randbits(52) + 1)  # whole, in all JSON
     try:
         _, record = sell(event_id, wish, lambda d: reserve(d, wish, "when sold out"))
     except NotEnoughSeats:
@@ -2106,17 +2121,15 @@ def run_race(strategy: str, sizes: dict[str, int], count: int,
     clients, seats = sizes["clients"], sizes["seats"] // count
     ids = [f"event-{n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(f"{folder}/db.json")
-        store.start(seats)
-        wanted = store.load().database
-        for key in ids:
-            wanted = wanted.having(create(None, Event(key, key, seats, seats, 0)))
-        store.swap(store.load(), wanted)
+        store = _throwaway(folder, ids, seats)
         plans = [(store.path, strategy, n, [ids[i % count] for i in range(
             n, sizes["requests"], clients)], think_s) for n in range(clients)]
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for one
-        with multiprocessing.get_context("fork").Pool(clients) as pool:
+        fork = multiprocessing.get_context("fork")
+        ready = fork.Barrier(clients + 1)
+        with fork.Pool(clients, ready.wait) as pool:
             signal.signal(signal.SIGINT, before)
+            ready.wait()  # nobody has a start on the others
             began = time.monotonic()
             history = [each for tries in pool.starmap(buy, plans, 1) for each in tries]
             took_s = time.monotonic() - began
@@ -2129,6 +2142,17 @@ def run_race(strategy: str, sizes: dict[str, int], count: int,
             "conflicts": sum(each.conflicts for each in history),
             "rate": round(len(sold) / took_s), "p95_ms": round(slow * 1e3),
             }, history, kept
+
+
+def _throwaway(folder: str, ids: list[str], seats: int) -> Store:
+    store = Store(f"{folder}/db.json")
+    store.start(seats)
+    seen = store.load()
+    wanted = seen.database
+    for key in ids:
+        wanted = wanted.having(create(None, Event(key, key, seats, seats, 0)))
+    store.swap(seen, wanted)
+    return store
 
 
 def proof(history: list[Try], kept: set[str]) -> list[str]:
@@ -2248,6 +2272,10 @@ def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
     if 0 < len(secret) < 32:
         raise click.ClickException("JWT_SECRET must have 32 bytes or more")
     try:
+        jwt.encode({}, secret or b"any" * 11, "HS256")
+    except jwt.InvalidKeyError as error:
+        raise click.ClickException(f"JWT_SECRET is of another kind: {error}") from None
+    try:
         limits.parse_many(context.params["rate_limit"] or "1 per day")
         limits.storage.storage_from_string(context.params["rate_storage"])
     except (ValueError, limits.errors.ConfigurationError) as error:
@@ -2263,10 +2291,11 @@ def _in_one_line(db: str) -> Iterator[None]:
     try:
         yield
     except TicketBossError as error:
-        path = os.path.abspath(db)
-        raise click.ClickException(
-            f"{path}: {error}. Mend it, or put a good copy back; `python ticketboss.py "
-            f"--db {db} reset` sets it aside and begins afresh.") from None
+        words = f"{os.path.abspath(db)}: {error}"
+        if isinstance(error, Unavailable):
+            words += (". Mend it, or put a good copy back; `python ticketboss.py --db "
+                      f"{db} reset` sets it aside and begins afresh.")
+        raise click.ClickException(words) from None
 
 
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
@@ -2355,7 +2384,8 @@ class JsonErrorTask(waitress.task.ErrorTask):
         words = TEXTS[413] if error.code == 413 else error.body
         where = getattr(self.request, "path", "/")
         body = msgspec.json.encode(problem(where, error.code, words)) + b"\n"
-        head = [("Content-Type", JSON), ("X-Request-ID", uuid.uuid4().hex)]
+        head = [("Content-Type", JSON), ("X-Request-ID", request_id(
+            getattr(self.request, "headers", {}).get("X_REQUEST_ID")))]
         error.to_response = lambda _: (f"{error.code} {error.reason}", head, body)
         super().execute()
 

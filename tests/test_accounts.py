@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -228,7 +229,8 @@ def test_a_password_counts_from_its_first_character_to_its_1024th_byte(visit, pa
     {"username": ""}, {"username": None}, {"username": "a" * 201}, {"username": "a\nb"},
     {"username": 7}, {"email": "carl"}, {"email": "a b@example.com"}, {"email": None},
     {"username": "2"}, {"username": "\u00b2"}, {"username": "\uff12"},
-    {"username": "ann@example.com"}])
+    {"username": "\uff11\uff12"}, {"username": "ann@example.com"},
+    {"username": "victim\uff20corp.de"}, {"username": "victim\ufe6bcorp.de"}])
 def test_a_name_that_is_unusable_or_could_be_taken_for_anothers_is_refused(
         visit, saved, body):
     client, before = visit(), saved()
@@ -457,6 +459,8 @@ def test_the_scheme_of_a_token_has_no_case(visit, ann):
 
 @pytest.mark.parametrize(("key", "starts"), [
     ("x" * 31, False), ("x", False), ("\u00e9" * 15, False),
+    ("ssh-rsa " + "A" * 40, False),  # no login would work with it
+    ("-----BEGIN PUBLIC KEY-----\n" + "A" * 40 + "\n-----END PUBLIC KEY-----", False),
     ("x" * 32, True), ("\u00e9" * 16, True)])
 def test_a_jwt_secret_of_less_than_32_bytes_stops_the_start(
         db, monkeypatch, key, starts):
@@ -783,6 +787,34 @@ def test_names_and_addresses_of_bookings_are_in_no_answer_to_partners(visit, ann
             assert name not in f"{answer.headers}{answer.get_data(as_text=True)}"
 
 
+def test_the_number_of_a_booking_is_told_by_nothing_but_its_own_answer(
+        make_app, tmp_path):
+    # Whoever knows it may cancel; the key and the body are the partner's to choose.
+    body = {"eventId": SEEDED, "firstName": "Ann", "lastName": "Lee",
+            "email": "ann@example.com", "ticketsReserved": 1}
+    numbers, ids = [], []
+    for db in tmp_path / "one.json", tmp_path / "other.json":
+        client = discreet(make_app(db=str(db)), db)
+        made, again = (client.post("/api/v1/booking", json=body, headers={
+            "Idempotency-Key": "k"}) for _ in range(2))
+        assert (made.status_code, again.json) == (201, made.json)
+        listed = client.get("/reservations")
+        [record] = listed.json
+        ids.append(record["reservationId"])
+        numbers.append(made.json["data"]["id"])
+        for answer in (listed, client.get(f"/reservations/{ids[-1]}"), client.get(
+                f"/events/{SEEDED}/reservations"), client.get(f"/events/{SEEDED}")):
+            told = f"{answer.headers}{answer.text}"
+            assert answer.status_code == 200
+            assert str(numbers[-1]) not in told
+            assert "booking" not in told
+        for guess in uuid.UUID(ids[-1]).int, uuid.UUID(ids[-1]).int % 2**52, ids[-1], 0:
+            assert client.delete(f"/api/v1/booking/{guess}").status_code == 404
+        assert client.get("/event").json["reservationCount"] == 1
+    assert ids[0] == ids[1]  # so that a retry finds its own, in whichever worker
+    assert numbers[0] != numbers[1]
+
+
 # --- The command that makes admins ----------------------------------------------------
 
 
@@ -844,6 +876,29 @@ def test_the_admin_command_holds_to_the_rules_of_registering(
     before = saved()
     make_admin(db, email, *typed, answered=1)
     assert saved() == before
+
+
+@pytest.mark.parametrize("lookalike", [
+    "boss@example.com", "BOSS@example.com", "boss\uff20example.com"])
+def test_the_admin_command_makes_nobody_admin_who_is_only_called_like_the_address(
+        visit, db, edit, saved, lookalike):
+    visit()
+    edit(lambda members: members["3"].update(username=lookalike))
+    before = saved()
+    make_admin(db, "boss@example.com", PASSWORD, PASSWORD, answered=1)
+    assert saved() == before
+
+
+def test_who_has_the_address_is_made_admin_and_not_who_is_called_so():
+    called, owner = (ticketboss.Account(
+        number, name, address, "x", "user") for number, name, address in (
+            (1, "boss\uff20example.com", "mallory@example.com"),
+            (2, "boss", "boss@example.com")))
+    there = ticketboss.replace(ticketboss.seed(5), accounts=ticketboss.Accounts(
+        2, KEY, {"1": called, "2": owner}))
+    wish = ticketboss.Account(0, "x", "Boss@Example.com", "y", "admin")
+    members = ticketboss.enrolled(there, wish, "z").accounts.members
+    assert members == {"1": called, "2": ticketboss.replace(owner, role="admin")}
 
 
 # --- The log --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from click.core import ParameterSource
+from click.testing import CliRunner
 from conftest import PROGRAM, SEEDED, Server
 from keepalive import Client
 
@@ -382,6 +384,86 @@ def test_an_end_finishes_an_answer_to_a_slow_reader(serve, connect, db):
     assert server.process.wait(20) == 0
 
 
+@pytest.fixture
+def rigged(serve, tmp_path) -> Callable[..., Server]:
+    """rigged(text, *options): a server whose process runs this Python before ours."""
+    def rigged(text: str, *options: str) -> Server:
+        folder = tmp_path / "first"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(text)
+        paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+        return serve(*options, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    return rigged
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+def test_a_signal_is_heard_though_it_comes_while_an_object_is_freed(rigged, how):
+    # Where a handler raises an exception, Python ignores it: nobody would hear of it.
+    server = rigged(f"""
+import os, signal
+from waitress import wasyncore
+
+class Doomed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{how})
+        for _ in range(1000):
+            pass
+
+def once(*args, loop=wasyncore.loop, **more):
+    wasyncore.loop = loop
+    Doomed()
+    loop(*args, **more)
+wasyncore.loop = once
+""")
+    assert server.process.wait(10) == 0
+    assert server.stop()[2] == ""
+
+
+def test_an_end_answers_those_whom_no_thread_has_begun_with(rigged, connect, saved):
+    crowd = 80
+    server = rigged(f"""
+import itertools, os, signal
+from waitress.task import ThreadedTaskDispatcher
+
+def add_task(self, task, add=ThreadedTaskDispatcher.add_task, n=itertools.count(1)):
+    add(self, task)
+    if next(n) == {crowd}:
+        os.kill(os.getpid(), signal.SIGTERM)
+ThreadedTaskDispatcher.add_task = add_task
+""", "--think", "1s")
+    clients = [connect(server.url) for _ in range(crowd)]
+    for client in clients:  # under a condition, as who loses a race thinks again
+        client.send("POST", "/reservations", ORDER, If_Match='"0"')
+    answers = [client.receive() for client in clients]
+    assert sorted(a.status for a in answers) == [201] + [412] * (crowd - 1)
+    assert server.process.wait(20) == 0
+    assert re.search(rf"\b{crowd}\b", server.stop()[1])
+    assert saved()["event"]["version"] == 1
+
+
+def heeds(process: subprocess.Popen[str], how: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"^SigCgt:\s*(\w+)$", Path(
+        f"/proc/{process.pid}/status").read_text(), re.MULTILINE)[1]
+    return bool(int(caught, 16) >> (how - 1) & 1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(serve, under_way, saved, how):
+    server = serve("--think", "60s")
+    under_way(server, 1)
+    server.process.send_signal(how)
+    until = time.monotonic() + 10
+    while heeds(server.process, how):  # until the first has come: two at once are one
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert server.process.poll() is None  # as a request is under way
+    server.process.send_signal(how)
+    assert server.process.wait(10) == -how
+    assert saved()["reservations"] == {}
+    assert serve().ask("GET", "/_health")[:2] == (200, {"ok": True})
+
+
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
 def test_an_end_as_soon_as_the_banner_is_out_is_a_clean_one(tmp_path, how):
@@ -506,6 +588,18 @@ def test_a_reset_where_there_is_no_file_seeds_one(run, tmp_path, saved):
     assert (ended.returncode, ended.stderr) == (0, "")
     assert saved()["event"]["totalSeats"] == 500
     assert listing(tmp_path) == ["db.json"]
+    said = ended.stdout.replace(str(tmp_path), "")
+    assert not re.search(r"\bold\b|\bkept\b|what was there", said)
+
+
+def test_a_second_reset_keeps_what_the_first_one_left(run, db, saved):
+    run("reset", "--yes", "--seats", "7")
+    first = db.read_text()
+    ended = run("reset", "--yes", "--seats", "9")
+    [kept] = set(listing(db.parent)) - {"db.json"}
+    assert str(db.parent / kept) in ended.stdout
+    assert (db.parent / kept).read_text() == first
+    assert saved()["event"]["totalSeats"] == 9
 
 
 def test_a_reset_that_finds_no_free_block_leaves_the_file_where_it_is(
@@ -524,6 +618,70 @@ def test_a_running_server_sells_what_a_reset_left(serve, run, saved):
     assert server.ask("GET", "/event")[1]["availableSeats"] == 9
     assert server.ask("POST", "/reservations", ORDER)[0] == 201
     assert saved()["event"]["availableSeats"] == 6
+
+
+# --- admin, and the key -------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--seats", "50", "admin", "a@b.co"], ["admin", "--seats", "50", "a@b.co"],
+    ["--seats", "70", "admin", "a@b.co", "--seats", "50"]], ids=" ".join)
+def test_an_admin_made_first_of_all_finds_the_seats_that_were_asked_for(
+        db, saved, arguments):
+    typed = "a long password\na long password\n"
+    ended = CliRunner().invoke(
+        ticketboss.main, ["--db", str(db), *arguments], input=typed)
+    assert (ended.exit_code, str(db) in ended.stdout) == (0, True)
+    assert saved()["event"]["totalSeats"] == saved()["event"]["availableSeats"] == 50
+    [account] = saved()["accounts"]["members"].values()
+    assert (account["email"], account["role"]) == ("a@b.co", "admin")
+
+
+@pytest.mark.parametrize("address", [
+    "a\x1b[2J@b.co", "a@b\x07.co", "a\x7f@b.co", "a\u202e@b.co", "a\udcff@b.co",
+    "x" * 500 + "@b.co", "a@" + "x" * 500 + ".co", "a@" + "." * 60_000 + "@", "a", ""],
+    ids=lambda address: ascii(address)[:20])
+def test_an_admin_has_an_address_as_all_have(run, tmp_path, address):
+    ended = run("admin", address)
+    in_one_line(ended, "EMAIL")
+    assert ended.stderr.isascii()
+    assert len(ended.stderr) < 500
+    assert listing(tmp_path) == []
+
+
+def test_an_admin_whose_address_is_a_name_already_is_told_so_and_no_more(
+        db, saved):
+    admin = ["admin", "a@b.co", "--db", str(db)]
+    typed = "a long password\na long password\n"
+    assert CliRunner().invoke(ticketboss.main, admin, input=typed).exit_code == 0
+    file = saved()
+    file["accounts"]["members"]["1"]["email"] = "other@b.co"
+    db.write_text(json.dumps(file))
+    ended = CliRunner().invoke(ticketboss.main, admin, input=typed)
+    assert ended.exit_code == 1
+    said = f"Error: {db}: This e-mail or username is registered already\n"
+    assert ended.stderr == said
+    assert saved() == file
+
+
+def test_a_jwt_secret_is_any_bytes(serve):
+    secret = bytes(range(0xC0, 0xC0 + 40))
+    with pytest.raises(UnicodeDecodeError):
+        secret.decode()
+    me = {"username": "ann", "email": "ann@example.com", "password": "a long password"}
+    tokens = []
+    for _ in range(2):
+        server = serve(JWT_SECRET=os.fsdecode(secret))
+        status = server.ask("POST", "/api/v1/auth/register", me)[0]
+        assert status == (409 if tokens else 201)
+        status, told, _ = server.ask("POST", "/login", {
+            "username": "ann", "password": me["password"]})
+        assert status == 200
+        tokens.append(told["token"])
+        for token in tokens:  # the first one is still good after a new start
+            bearer = {"Authorization": f"Bearer {token}"}
+            assert server.ask("GET", "/api/v1/auth/me", **bearer)[0] == 200
+        assert server.stop()[0] == 0
 
 
 # --- What happens to a running server ----------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -53,6 +54,85 @@ def test_a_file_in_which_a_field_comes_twice_is_refused(client, db, double):
     db.write_text(good.replace(*double))
     assert sell(client).status_code == 503
     assert db.read_text() == good.replace(*double)
+
+
+@pytest.mark.parametrize(("field", "name"), [
+    ('"version": 0', "version"), ('"reservations": {}', "reservations"),
+    ('"name": "Node.js Meet-up"', "name")])
+def test_the_refusal_of_a_field_that_comes_twice_names_it(client, db, field, name):
+    double = db.read_text().replace(field, f"{field}, {field}")
+    db.write_text(double)
+    told = client.get("/_health")
+    assert told.status_code == 503
+    assert f"'{name}'" in told.json["error"]
+    with pytest.raises(Unavailable, match=f"'{name}'"):
+        Store(str(db)).load()
+    assert db.read_text() == double
+
+
+def with_members(**changes):
+    """Accounts as they should be, but for this in the second one."""
+    ann, bob = ({"id": number, "username": name, "email": f"{name}@example.com",
+                 "password": "x", "role": "user"} for number, name in (
+                     (1, "ann"), (2, "bob")))
+    return {"version": 2, "secret": "x" * 32, "members": {"1": ann, "2": bob | changes}}
+
+
+BAD_ACCOUNTS = {
+    "no secret": with_members() | {"secret": ""},
+    "a short secret": with_members() | {"secret": "x" * 31},
+    "an id yet to come": with_members() | {"version": 1},
+    "no version": {k: v for k, v in with_members().items() if k != "version"},
+    "another id": with_members(id=3),
+    "an id of nobody": with_members() | {"members": {
+        "0": with_members(id=0)["members"]["2"]}},
+    "under another key": with_members() | {"members": {
+        "02": with_members()["members"]["2"]}},
+    "under its address": with_members() | {"members": {
+        "bob@example.com": with_members()["members"]["2"]}},
+    "one address": with_members(email="ann@example.com"),
+    "one address in two cases": with_members(email="ANN@example.com"),
+    "one address in two forms": with_members(email="ann\uff20example.com"),
+    "one name": with_members(username="ann"),
+    "one name in two forms": with_members(username="\uff21nn"),
+    "called like the other's address": with_members(username="ann\uff20example.com"),
+    "an unknown role": with_members(role="boss"),
+    "an unknown field": with_members(phone="7"),
+}
+
+
+@pytest.mark.parametrize("accounts", BAD_ACCOUNTS.values(), ids=BAD_ACCOUNTS)
+def test_accounts_that_do_not_add_up_are_refused_and_left_alone(
+        client, make_app, db, accounts):
+    whole = json.loads(db.read_text())
+    db.write_text(json.dumps(whole | {"accounts": with_members()}))
+    assert client.get("/_health").json == {"ok": True}
+    bad = json.dumps(whole | {"accounts": accounts}, ensure_ascii=False)
+    db.write_text(bad)
+    told = client.get("/_health")
+    assert (told.status_code, told.json["ok"]) == (503, False)
+    with pytest.raises(Unavailable) as refusal:
+        make_app()
+    for words in told.json["error"], str(refusal.value), sell(client).json["error"]:
+        assert "account" in words
+        assert not re.search("@|\uff20|example|xxx", words)
+    assert db.read_text() == bad
+
+
+def test_a_file_whose_first_event_is_deleted_is_refused_and_left_alone(
+        client, make_app, db):
+    whole = json.loads(db.read_text())
+    whole["event"]["deleted"] = True
+    bad = json.dumps(whole)
+    db.write_text(bad)
+    told = client.get("/_health")
+    assert (told.status_code, told.json["ok"]) == (503, False)
+    assert "deleted" in told.json["error"]
+    with pytest.raises(Unavailable, match="deleted"):
+        make_app()
+    for path in ("/event", "/events", "/report", "/reservations"):
+        assert client.get(path).status_code == 503
+    assert db.read_text() == bad
 
 
 def test_a_file_of_a_newer_layout_is_refused_and_left_alone(client, db):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import re
 import socket
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import SEEDED
+from werkzeug.test import create_environ, run_wsgi_app
 
 import ticketboss
 
@@ -209,6 +211,43 @@ def test_what_never_reaches_the_app_is_refused_in_json_too(serve):
     assert server.ask("GET", "/event")[1]["version"] == 0
 
 
+def test_what_never_reaches_the_app_is_refused_in_the_words_of_its_path(serve):
+    server = serve()
+
+    def say(told):
+        url = urlsplit(server.url)
+        with socket.create_connection((url.hostname, url.port), timeout=20) as wire:
+            wire.sendall(told)
+            answer = http.client.HTTPResponse(wire)
+            answer.begin()
+            return answer.status, json.loads(answer.read()), answer.headers
+
+    large, known, _ = server.ask("POST", "/reservations", b" " * 70_000)
+    assert large == 413
+    for path, shape in [
+            ("/reservations", lambda words: {"error": words}),
+            (f"/events/{SEEDED}/reservations", lambda words: {"error": words}),
+            ("/book", lambda words: {"error": words, "message": words}),
+            ("/api/v1/booking", lambda words: {"message": words, "error": True})]:
+        post = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode()
+        for wrong, status in [
+                (b"Content-Length: 2000000\r\n\r\n", 413),
+                (b"Transfer-Encoding: chunked\r\n\r\nno size\r\n", 400)]:
+            code, told, headers = say(post + wrong)
+            words = known["error"] if status == 413 else next(
+                value for value in told.values() if value is not True)
+            assert (code, told) == (status, shape(words))
+            assert re.search(r"\w{3}", words)
+            assert headers["Content-Type"] == "application/json"
+            assert re.fullmatch("[A-Za-z0-9._-]{1,128}", headers["X-Request-ID"])
+    _, _, headers = say(b"POST /book HTTP/1.1\r\nX-Request-ID: my-own.1\r\n"
+                        b"Content-Length: 2000000\r\n\r\n")
+    assert headers["X-Request-ID"] == "my-own.1"
+    code, told, headers = say(b"this is no HTTP\r\n\r\n")
+    assert (code, list(told)) == (400, ["error"])
+    assert headers["X-Request-ID"]
+
+
 # --- bodies -----------------------------------------------------------------
 
 
@@ -267,6 +306,51 @@ def test_fields_that_nobody_knows_are_ignored(client, saved):
         "reservationId": 0, "seats": 3, "status": "confirmed"}
     assert answer.json["reservationId"] != "mine"
     assert saved()["event"]["version"] == 1
+
+
+class InvalidChunk(Exception):
+    """What gunicorn raises, which is no OSError."""
+
+
+class BrokenOff:
+    """A body whose rest never comes, or is no HTTP."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def read(self, *_):
+        raise self.error
+
+    readline = readinto = read
+
+
+@pytest.mark.parametrize("length", [{"CONTENT_LENGTH": "34"},
+                                    {"wsgi.input_terminated": True}],
+                         ids=["of a known length", "in chunks"])
+@pytest.mark.parametrize("error", [OSError("gone"), ConnectionResetError(),
+                                   TimeoutError(), InvalidChunk("zz")], ids=repr)
+def test_a_body_that_cannot_be_read_is_400(shared, shared_db, error, length):
+    with unchanged(shared_db):
+        answer = shared.post("/reservations", environ_overrides={
+            "wsgi.input": BrokenOff(error)} | length)
+    assert answer.status_code == 400
+    assert error_of(answer)
+
+
+@pytest.mark.parametrize(("path", "field"), [
+    ("/book", "userEmail"), ("/api/v1/auth/register", "email"),
+    ("/api/v1/auth/login", "email"), ("/api/v1/booking", "email")])
+@pytest.mark.parametrize("long", ["a@" + "." * 60_000 + "@", "a@" + "." * 60_000,
+                                  "." * 60_000 + "@", "@" * 60_000], ids=ascii)
+def test_a_long_address_is_400_and_takes_no_time(shared, shared_db, path, field, long):
+    body = {"eventId": SEEDED, "username": "ann", "password": "12345678",
+            "firstName": "A", "lastName": "B", "ticketsReserved": 1, field: long}
+    began = time.process_time()
+    with unchanged(shared_db):
+        answer = shared.post(path, json=body)
+    assert time.process_time() - began < 5  # it was 20 s, and more
+    assert (answer.status_code, answer.json["message"]) == (
+        400, "Invalid email format")
 
 
 def test_64_kib_are_taken_and_one_byte_more_is_413(client, db):
@@ -459,8 +543,42 @@ def test_on_loopback_a_name_that_is_not_its_own_is_421(make_shared, shared_db, h
             assert error_of(answer)
 
 
+@pytest.mark.parametrize("trusted", ["MyBox.Local", "mybox.local", "MYBOX.LOCAL"])
+def test_a_trusted_name_is_itself_in_any_case(make_shared, trusted):
+    client = make_shared(loopback=True, trusted_hosts=(trusted,)).test_client()
+    for host in ("mybox.local", "MyBox.Local", "MYBOX.local:3000"):
+        assert client.get("/event", headers={"Host": host}).status_code == 200
+    for host in ("box.local", "mybox.local.evil.example", "mybox"):
+        assert client.get("/event", headers={"Host": host}).status_code == 421
+
+
+def test_a_trusted_address_is_that_one_alone(make_shared):
+    client = make_shared(loopback=True, trusted_hosts=("[fe80::1]",)).test_client()
+    for host, status in ("[fe80::1]", 200), ("[fe80::1]:3000", 200), ("[fe80::2]", 421):
+        assert client.get("/event", headers={"Host": host}).status_code == status
+
+
 def test_elsewhere_the_name_is_the_proxys_business(shared):
     assert sell(shared, Host="tickets.example").status_code == 201
+
+
+@pytest.mark.parametrize("host", ["xn--a", "xn--a:80", "a.xn--\xff", "xn--", "x" * 70,
+                                  "\xe9.example", "a" * 64 + ".example", "..", "[::1"],
+                         ids=ascii)
+@pytest.mark.parametrize("path", ["/", "/event", "/nothing"])
+def test_no_name_is_too_odd_for_an_answer_elsewhere(shared, host, path):
+    # A test client could not read such a name itself.
+    asked = create_environ(path, headers={"Host": host})
+    _, status, headers = run_wsgi_app(shared.application, asked, buffered=True)
+    assert int(status.split()[0]) in {200, 400, 404}
+    assert headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("told", ["Basic x", "Bearer rubbish", "Bearer", ""])
+def test_who_asks_for_health_is_not_asked_who_it_is(shared, told):
+    answer = shared.get("/_health", headers={"Authorization": told})
+    assert (answer.status_code, answer.json) == (200, {"ok": True})
+    assert shared.get("/", headers={"Authorization": told}).status_code == 200
 
 
 # --- conditions -----------------------------------------------------------------
@@ -553,6 +671,33 @@ def test_a_condition_that_does_not_parse_is_400(shared, shared_db, condition):
             assert "If-Match" in error_of(answer)
 
 
+@pytest.mark.parametrize("body", [
+    {"eventId": 7}, {"eventId": "new"}, {"name": "No id of its own"}])
+def test_a_new_event_is_not_opened_under_a_condition_that_fails(client, db, body):
+    body |= {"totalTickets": 5}
+    with unchanged(db):
+        answer = client.post("/initialize", json=body, headers={"If-Match": '"9"'})
+    assert answer.status_code == 412
+    assert answer.json["error"]
+    assert len(client.get("/events").json) == 1
+    assert client.post("/initialize", json=body).status_code == 201
+
+
+def test_the_id_of_an_event_that_is_there_is_409_under_a_condition_that_holds(
+        client, db):
+    body = {"eventId": 7, "totalTickets": 5}
+    assert client.post("/initialize", json=body).status_code == 201
+    assert sell(client, at="/events/7").headers["ETag"] == '"1"'
+    with unchanged(db):
+        for condition, status in ('"9"', 412), ('"0"', 412), ('"1"', 409), ("*", 409):
+            answer = client.post("/initialize", json=body | {"totalTickets": 9},
+                                 headers={"If-Match": condition})
+            assert answer.status_code == status
+            assert answer.json["error"]
+            assert answer.headers.get("ETag") == ('"1"' if status == 412 else None)
+    assert client.get("/events/7").json["availableSeats"] == 2
+
+
 def test_412_is_the_callers_condition_and_409_is_the_seats(make_app, db):
     client = make_app(seats=2).test_client()
     sell(client, 2)
@@ -593,6 +738,38 @@ def test_a_change_says_how_often_it_was_decided(make_app, monkeypatch, saved):
     assert (gone.status_code, gone.headers["X-Attempts"]) == (204, "2")
     assert sell(quick).headers["X-Attempts"] == "1"
     assert saved()["event"]["version"] == 6
+
+
+def test_every_change_of_every_dialect_says_how_often_it_was_decided(make_app):
+    client = make_app(loopback=True).test_client()
+    me = {"username": "ann", "email": "ann@example.com", "password": "12345678"}
+    ticket = {"eventId": 7, "userId": "ann"}
+    booking = {"eventId": 7, "firstName": "A", "lastName": "B", "email": me["email"],
+               "ticketsReserved": 1}
+
+    def change(method, path, body=None, **headers):
+        answer = client.open(path, method=method, json=body, headers=headers)
+        assert answer.status_code in {200, 201, 204}
+        assert answer.headers["X-Attempts"] == "1"
+        return answer
+
+    change("POST", "/api/v1/auth/register", me)
+    login = client.post("/api/v1/auth/login", json=me).json["data"]["token"]
+    admin = {"Authorization": f"Bearer {login}"}
+    change("POST", "/initialize", {"eventId": 7, "totalTickets": 50})
+    change("POST", "/initialize", {"name": "Talk", "totalTickets": 5})
+    for at in ("", "/events/7"):
+        sold = change("POST", f"{at}/reservations", ORDER).headers["Location"]
+        change("DELETE", f"{sold}?seats=1")
+        change("DELETE", sold)
+    change("POST", "/book", ticket)
+    change("POST", "/cancel", ticket)
+    number = change("POST", "/api/v1/booking", booking).json["data"]["id"]
+    change("DELETE", f"/api/v1/booking/{number}")
+    dated = {"name": "Concert", "date": "2024-12-01", "totalTickets": 5}
+    event = change("POST", "/api/v1/event", dated, **admin).json["data"]["id"]
+    change("DELETE", f"/api/v1/event/{event}", **admin)
+    change("DELETE", "/events/7")
 
 
 @pytest.mark.parametrize("at", ["", f"/events/{SEEDED}"])

