@@ -86,7 +86,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     rate_limit: Annotated[str, 'Per client, as "100 per 15 minutes".'] = ""
     rate_storage: Annotated[str, "Where workers count together."] = "memory://"
     trust_proxy: Annotated[bool, "Believe X-Forwarded-For and kin."] = False
-    trusted_hosts: Annotated[tuple[str, ...], "A name to answer to, too."] = ()
+    trusted_hosts: Annotated[tuple[str, ...], "Another name to answer to."] = ()
     quiet: Annotated[bool, "No line for each request."] = False
     patience_s: float = 2.0  # that a change waits for its turn, or for the lock
     jwt_secret: bytes = b""  # none: one made once, and kept in the file
@@ -130,7 +130,7 @@ class Origin(Value, frozen=True):
     request: str = ""  # digest of the body that came with an Idempotency-Key
     user: str = ""  # "id:..." or "email:...", where one user has one ticket
     account: int = 0  # the account whose token made it
-    booking: int = 0  # its number in /api/v1: random, as to know it is to may cancel
+    booking: int = 0  # its number in /api/v1; random, as whoever knows it may cancel
     first_name: str = ""
     last_name: str = ""
     email: str = ""
@@ -654,7 +654,7 @@ def _decode(data: bytes) -> Database:
     database = Database(top, documents, file.accounts or Accounts())
     for fault in _faults(documents, file.accounts):
         raise Unavailable(f"db.json does not add up: {fault}")
-    if _encode(database) != data:  # not as we write it: by hand a field may come twice
+    if _encode(database) != data:  # by hand, then, and a field may come twice
         try:
             ONCE.decode(data.decode())
         except (ValueError, RecursionError) as error:
@@ -1373,7 +1373,7 @@ def open_event(event: Event, event_id: int | str | None) -> Event:
         return database.having(create(there, new))
 
     documents = transact(decide).database.documents
-    key = [*documents][-1] if event_id is None else str(event_id)  # the newest, if new
+    key = str(event_id) if event_id is not None else [*documents][-1]  # the newest
     event = documents[key].event
     g.headers |= {"ETag": f'"{event.version}"',
                   "Location": f"/events/{quote(key, safe='')}"}
