@@ -43,6 +43,15 @@ def pick(request: pytest.FixtureRequest) -> Callable[[int, int, int], int]:
     return pick
 
 
+@pytest.fixture(autouse=True)
+def _as_quiet_as_before() -> Iterator[None]:
+    """What one test makes the program log, the next ones do not: millions of lines."""
+    level, handlers = ticketboss.log.level, [*ticketboss.log.handlers]
+    yield
+    ticketboss.log.setLevel(level)
+    ticketboss.log.handlers[:] = handlers
+
+
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """say(text): a figure of a proof, printed when the tests have ended."""
