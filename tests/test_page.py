@@ -134,7 +134,8 @@ class Page:
         self.call("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
         self.look(1100, 900)
         self.call("Page.navigate", url=url)
-        self.until("texts('#facts').some(text => !text.startsWith('Reading'))")
+        # On a busy machine an answer may be lost. The page asks again: wait for that.
+        self.until("texts('#facts').some(text => /seats free|not found/.test(text))")
 
     def call(self, method, **params):
         return self.browser.call(method, self.session, **params)
