@@ -1199,8 +1199,7 @@ def arrive() -> None:
     if authorization is not None and request.endpoint not in OPEN:
         kind, _, encoded = authorization.partition(" ")
         accounts = database().accounts
-        key = settings.jwt_secret or accounts.secret
-        if kind.lower() == "bearer" and key:
+        if kind.lower() == "bearer" and (key := signing_key(accounts)):
             g.account = bearer(accounts, encoded.strip(), key)
         if g.account is None:
             abort(401, "Unauthorized. Invalid token.")
@@ -1394,8 +1393,12 @@ def open_session(name: str, body: dict[str, Any]) -> str:
     account = proved(accounts.find(name), password(body, 1))
     if account is None:
         abort(401, "Wrong name or password")
-    key = office.settings.jwt_secret or accounts.secret
-    return token(account, key, int(time.time()))
+    return token(account, signing_key(accounts), int(time.time()))
+
+
+def signing_key(accounts: Accounts) -> str | bytes:
+    """What tokens are signed with, and read by; "" if nobody has one yet."""
+    return office.settings.jwt_secret or accounts.secret
 
 
 # === 7. Partner API ==========================================================
@@ -1793,8 +1796,7 @@ def create_event() -> Response:
         day = day.astimezone(UTC) if day.tzinfo else day.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         abort(400, "date must be a date like 2024-12-01")
-    event = Event("", name, total, total, 0, 0, stamp(day), g.account.id,
-                  stamp())
+    event = Event("", name, total, total, 0, 0, stamp(day), g.account.id, stamp())
     event = open_event(event, None)
     return tell("Event created successfully.", _dated(Document(event, {})), 201)
 
@@ -2312,9 +2314,10 @@ for _field in msgspec.structs.fields(Settings):
         option(_field)(main)
 
 
-def repeated(name: str, kind: Any = str) -> Callable[[Any], Any]:
+def repeated(name: str) -> Callable[[Any], Any]:
     """The same option once more, behind the command's name."""
     help_text = {"db": "The file.", "seats": "Of the first event."}[name]
+    kind = next(option.type for option in main.params if option.name == name)
     return click.option(
         f"--{name}", type=kind, show_default=False,
         help=f"{help_text} It may stand before the command, too.",
@@ -2419,7 +2422,7 @@ def audit(db: str) -> None:
 
 @main.command()
 @repeated("db")
-@repeated("seats", click.IntRange(1, MILLION))
+@repeated("seats")
 @click.confirmation_option(prompt="Set everything aside and seed a fresh event?")
 def reset(db: str, seats: int) -> None:
     """Seed a fresh event; the old file is kept beside the new one."""
@@ -2434,7 +2437,7 @@ def reset(db: str, seats: int) -> None:
 @main.command()
 @click.argument("address", metavar="EMAIL")
 @repeated("db")
-@repeated("seats", click.IntRange(1, MILLION))
+@repeated("seats")
 def admin(address: str, db: str, seats: int) -> None:
     """Make EMAIL an admin; asks for a password where it has no account."""
     if not is_email(address):

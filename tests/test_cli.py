@@ -592,6 +592,13 @@ def test_a_reset_where_there_is_no_file_seeds_one(run, tmp_path, saved):
     assert not re.search(r"\bold\b|\bkept\b|what was there", said)
 
 
+@pytest.mark.parametrize("command", [["reset", "--yes"], ["admin", "a@b.co"]])
+@pytest.mark.parametrize("seats", ["0", "1000001", "many"])
+def test_seats_have_the_same_bounds_behind_a_command(run, tmp_path, command, seats):
+    in_one_line(run(*command, "--seats", seats), "--seats", seats)
+    assert listing(tmp_path) == []
+
+
 def test_a_second_reset_keeps_what_the_first_one_left(run, db, saved):
     run("reset", "--yes", "--seats", "7")
     first = db.read_text()
