@@ -104,8 +104,14 @@ Wait = Literal["never", "when short", "when sold out"]  # when an order may queu
 Count = Annotated[int, Meta(ge=0)]
 
 
-class Value(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False,
-            forbid_unknown_fields=True):
+class Value(
+    Struct,
+    frozen=True,
+    rename="camel",
+    omit_defaults=True,
+    gc=False,
+    forbid_unknown_fields=True,
+):
     """How all values look in db.json; a field unknown here is refused, not dropped."""
 
 
@@ -194,7 +200,8 @@ class Stale(TicketBossError):
     def __init__(self, version: int) -> None:
         super().__init__(
             f"The event has changed: it is at version {version}. Read it again; "
-            f'if you still want this, resend it with If-Match: "{version}".')
+            f'if you still want this, resend it with If-Match: "{version}".'
+        )
         self.version = version
 
 
@@ -242,12 +249,19 @@ def book(document: Document, wish: Reservation, names: frozenset[str]) -> Docume
 
 def booking_of(document: Document, names: frozenset[str]) -> Reservation | None:
     """Find what a user, by any of their names, has booked or waits for."""
-    return next((r for r in document.reservations.values()
-                 if r.origin.user in names and r.status != "cancelled"), None)
+    return next(
+        (
+            r
+            for r in document.reservations.values()
+            if r.origin.user in names and r.status != "cancelled"
+        ),
+        None,
+    )
 
 
-def cancel(document: Document, reservation_id: str, at: str,
-           seats: int | None = None) -> Document:
+def cancel(
+    document: Document, reservation_id: str, at: str, seats: int | None = None
+) -> Document:
     """Give back `seats` of a reservation, or all; whoever waits gets them; one change.
 
     Raises NotFound, and WrongNumber for more seats than it has.
@@ -259,11 +273,18 @@ def cancel(document: Document, reservation_id: str, at: str,
     if not 1 <= back <= record.seats:
         raise WrongNumber(f"seats must be between 1 and {record.seats}, what is held")
     if back < record.seats:
-        after = replace(record, seats=record.seats - back,
-                        seats_returned=record.seats_returned + back)
+        after = replace(
+            record,
+            seats=record.seats - back,
+            seats_returned=record.seats_returned + back,
+        )
     else:
-        after = replace(record, status="cancelled", cancelled_at=at,
-                        event_version_at_cancel=document.event.version + 1)
+        after = replace(
+            record,
+            status="cancelled",
+            cancelled_at=at,
+            event_version_at_cancel=document.event.version + 1,
+        )
     freed = back if record.status == "confirmed" else 0
     return promote(_changed(document, after, freed))
 
@@ -288,8 +309,9 @@ def promote(document: Document) -> Document:
 def _changed(document: Document, record: Reservation, free: int) -> Document:
     """Store `record`, add `free` to the free seats, count one version."""
     event = document.event
-    event = replace(event, version=event.version + 1,
-                    available_seats=event.available_seats + free)
+    event = replace(
+        event, version=event.version + 1, available_seats=event.available_seats + free
+    )
     return Document(event, document.reservations | {record.reservation_id: record})
 
 
@@ -303,8 +325,10 @@ def create(there: Document | None, event: Event) -> Document:
 def remove(document: Document) -> Document:
     """Close an event: nobody finds it any more, and its bookings are gone."""
     e = document.event
-    return Document(replace(e, deleted=True, version=e.version + 1,
-                            available_seats=e.total_seats), {})
+    return Document(
+        replace(e, deleted=True, version=e.version + 1, available_seats=e.total_seats),
+        {},
+    )
 
 
 def replayed(document: Document, wish: Reservation) -> bool:
@@ -315,8 +339,10 @@ def replayed(document: Document, wish: Reservation) -> bool:
     """
     known = document.reservations.get(wish.reservation_id)
     if known is not None and known.origin.request != wish.origin.request:
-        raise KeyReused("This Idempotency-Key was used for another order. Send a new "
-                        "key with a new order, or the first body with this key.")
+        raise KeyReused(
+            "This Idempotency-Key was used for another order. Send a new "
+            "key with a new order, or the first body with this key."
+        )
     return known is not None
 
 
@@ -331,14 +357,17 @@ def faults(document: Document) -> Iterator[str]:
     event, records = document.event, document.reservations
     held = sum([r.seats for r in records.values() if r.status == "confirmed"])
     if held + event.available_seats != event.total_seats:
-        yield (f"{held} seats confirmed and {event.available_seats} available do not "
-               f"make {event.total_seats} in total")
+        yield (
+            f"{held} seats confirmed and {event.available_seats} available do not "
+            f"make {event.total_seats} in total"
+        )
     version = event.version
     for key, r in records.items():
         if key != r.reservation_id:
             yield f"reservation {r.reservation_id} stands under the key {key}"
-        if ((r.event_version_at_reservation or 0) > version
-                or (r.event_version_at_cancel or 0) > version):
+        if (r.event_version_at_reservation or 0) > version or (
+            r.event_version_at_cancel or 0
+        ) > version:
             yield f"reservation {key} has a version beyond {version}, the event's"
 
 
@@ -556,20 +585,26 @@ class Store:
         # inodes. Each thread's own, by default: shared, it lets all of them in.
         if os.getpid() not in self._locks:
             self._locks[os.getpid()] = FileLock(
-                f"{self._hidden}.lock", mode=0o600, poll_interval=POLL_S,
+                f"{self._hidden}.lock",
+                mode=0o600,
+                poll_interval=POLL_S,
                 fallback_to_soft=False,
-                on_acquired=lambda descriptor: setattr(self, "_locked", descriptor))
+                on_acquired=lambda descriptor: setattr(self, "_locked", descriptor),
+            )
         return self._locks[os.getpid()]
 
     def _undisturbed(self, now: Snapshot) -> bool:
         """Whether no hand has been at db.json or the lock: else we hold nothing."""
         lock = os.stat(f"{self._hidden}.lock")
-        return (os.path.samestat(os.fstat(self._locked), lock)
-                and _identity(os.stat(self.path)) == now.file)
+        return (
+            os.path.samestat(os.fstat(self._locked), lock)
+            and _identity(os.stat(self.path)) == now.file
+        )
 
     @contextmanager
-    def _draft(self, database: Database,
-               old: Snapshot | None = None) -> Iterator[tuple[str, Snapshot]]:
+    def _draft(
+        self, database: Database, old: Snapshot | None = None
+    ) -> Iterator[tuple[str, Snapshot]]:
         """All of `database` in a new file on the disk: its name, until it is renamed.
 
         Raises Unavailable for what goes wrong in here or in the caller's block.
@@ -583,7 +618,7 @@ class Store:
                 draft = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 try:
                     while data:  # a disk may take less than it is given
-                        data = data[os.write(draft, data):]
+                        data = data[os.write(draft, data) :]
                     if old is not None:
                         _liken(draft, os.stat(self.path), database)
                     # Without it, a power cut may leave the new name on an empty file.
@@ -603,8 +638,10 @@ class Store:
         except OSError as error:
             self.trouble = f"The disk did not confirm the last write: {error.strerror}"
             log.critical(self.trouble)
-            raise InDoubt("The outcome is not known: it is written, but the disk did "
-                          "not confirm it. Look before you try again.") from error
+            raise InDoubt(
+                "The outcome is not known: it is written, but the disk did "
+                "not confirm it. Look before you try again."
+            ) from error
         self.trouble = ""
 
 
@@ -612,13 +649,17 @@ def _merged(seen: Database, wanted: Database, now: Database) -> Database | None:
     """`now`, with what `wanted` changes in `seen`; None if others changed it, too."""
     if wanted is seen:
         return now
-    changed = {key: document for key, document in wanted.documents.items()
-               if document is not seen.documents.get(key)}
+    changed = {
+        key: document
+        for key, document in wanted.documents.items()
+        if document is not seen.documents.get(key)
+    }
     accounts = None if wanted.accounts is seen.accounts else wanted.accounts
     # Where versions differ this stops at the first field. That it compares the rest too
     # saves an edit by hand that forgot to count the version.
     if (accounts and now.accounts != seen.accounts) or any(
-            now.documents.get(key) != seen.documents.get(key) for key in changed):
+        now.documents.get(key) != seen.documents.get(key) for key in changed
+    ):
         return None
     for fault in _faults(changed, accounts):
         raise AssertionError(fault)  # a bug: no sale, then
@@ -628,8 +669,9 @@ def _merged(seen: Database, wanted: Database, now: Database) -> Database | None:
 def seed(seats: int) -> Database:
     """What a first start finds: one event, nobody in it."""
     event = Event("node-meetup-2025", "Node.js Meet-up", seats, seats, 0)
-    return Database("node-meetup-2025", {"node-meetup-2025": Document(event, {})},
-                    Accounts())
+    return Database(
+        "node-meetup-2025", {"node-meetup-2025": Document(event, {})}, Accounts()
+    )
 
 
 def _encode(database: Database) -> bytes:
@@ -866,14 +908,18 @@ class Account(Value, frozen=True):
 
     def names(self) -> frozenset[str]:
         """What this user is called in bookings: one and the same for all of these."""
-        return frozenset({f"id:{self.id}", f"id:{self.username}",
-                          f"email:{folded(self.email)}"})
+        return frozenset(
+            {f"id:{self.id}", f"id:{self.username}", f"email:{folded(self.email)}"}
+        )
 
     def owns(self, record: Reservation) -> bool:
         """Whether a reservation is this account's, by its token or by its names."""
         origin = record.origin
-        return self.role == "admin" or origin.account == self.id or (
-            not origin.account and origin.user in self.names())
+        return (
+            self.role == "admin"
+            or origin.account == self.id
+            or (not origin.account and origin.user in self.names())
+        )
 
 
 class Accounts(Value, frozen=True):
@@ -885,13 +931,21 @@ class Accounts(Value, frozen=True):
 
     def find(self, name: str) -> Account | None:
         """The account of that e-mail, username or id."""
-        return next((a for a in self.members.values() if folded(name) in {
-            folded(a.email), folded(a.username), str(a.id)}), None)
+        return next(
+            (
+                a
+                for a in self.members.values()
+                if folded(name) in {folded(a.email), folded(a.username), str(a.id)}
+            ),
+            None,
+        )
 
     def by_email(self, address: str) -> Account | None:
         """The account of that e-mail, and no other whose username looks like it."""
-        return next((a for a in self.members.values()
-                     if folded(a.email) == folded(address)), None)
+        return next(
+            (a for a in self.members.values() if folded(a.email) == folded(address)),
+            None,
+        )
 
     def faults(self) -> Iterator[str]:
         """Say what does not add up; nothing when all is well."""
@@ -900,8 +954,11 @@ class Accounts(Value, frozen=True):
         for key, account in self.members.items():
             if key != str(account.id) or not 0 < account.id <= self.version:
                 yield f"account {account.id} stands under another id, or is yet to come"
-        named = [name for account in self.members.values()
-                 for name in {folded(account.email), folded(account.username)}]
+        named = [
+            name
+            for account in self.members.values()
+            for name in {folded(account.email), folded(account.username)}
+        ]
         if len(named) > len(set(named)):
             yield "two accounts have the same e-mail or username"
 
@@ -942,22 +999,37 @@ def enrolled(database: Database, wish: Account, secret: str) -> Database:
         raise Taken("This e-mail or username is registered already")
     version = accounts.version + 1
     account = replace(there, role="admin") if there else replace(wish, id=version)
-    return replace(database, accounts=Accounts(
-        version, accounts.secret or secret,
-        accounts.members | {str(account.id): account}))
+    return replace(
+        database,
+        accounts=Accounts(
+            version,
+            accounts.secret or secret,
+            accounts.members | {str(account.id): account},
+        ),
+    )
 
 
 def token(account: Account, key: str | bytes, at: int) -> str:
     """A JWT that names the account for an hour from `at`, in Unix time."""
-    return jwt.encode({"sub": str(account.id), "role": account.role, "iat": at,
-                       "exp": at + TOKEN_S, "jti": secrets.token_hex(8)}, key, "HS256")
+    return jwt.encode(
+        {
+            "sub": str(account.id),
+            "role": account.role,
+            "iat": at,
+            "exp": at + TOKEN_S,
+            "jti": secrets.token_hex(8),
+        },
+        key,
+        "HS256",
+    )
 
 
 def bearer(accounts: Accounts, encoded: str, key: str | bytes) -> Account | None:
     """The account that a token names, as it is today; None if the token is not good."""
     try:
-        claims = jwt.decode(encoded, key, ["HS256"], options={
-            "require": ["sub", "iat", "exp", "jti"]})
+        claims = jwt.decode(
+            encoded, key, ["HS256"], options={"require": ["sub", "iat", "exp", "jti"]}
+        )
     except (jwt.InvalidTokenError, ValueError, RecursionError):
         return None
     made, ends = claims["iat"], claims["exp"]
@@ -971,18 +1043,30 @@ def bearer(accounts: Accounts, encoded: str, key: str | bytes) -> Account | None
 # about seats. A route is three moves: read, commit, answer.
 
 STATUS: Final[dict[type[TicketBossError], int]] = {
-    WrongNumber: 400, NotFound: 404, NotEnoughSeats: 409, Taken: 409, Stale: 412,
-    KeyReused: 422, InDoubt: 500, Unavailable: 503, Contended: 503}
+    WrongNumber: 400,
+    NotFound: 404,
+    NotEnoughSeats: 409,
+    Taken: 409,
+    Stale: 412,
+    KeyReused: 422,
+    InDoubt: 500,
+    Unavailable: 503,
+    Contended: 503,
+}
 CONTENDED: Final = "Could not {} reservation due to concurrent updates. Please retry."
 TEXTS: Final = {
     404: "Not found. GET / lists what to try, README all there is.",
     405: "This method is not allowed here. The Allow header lists those that are.",
     413: "The body is larger than 64 KiB.",
     429: "Too many requests from this IP, please try again later.",
-    500: "Something is wrong in TicketBoss. Its log says what."}
+    500: "Something is wrong in TicketBoss. Its log says what.",
+}
 BOOKING: Final = {"book", "cancel", "events", "initialize", "login", "report", "status"}
 LOGINS: Final = {  # open to all, but counted, the two ways to log in together
-    "booking.log_in": "login", "v1.log_in_by_email": "login", "v1.register": "register"}
+    "booking.log_in": "login",
+    "v1.log_in_by_email": "login",
+    "v1.register": "register",
+}
 ADMINS: Final = {"booking.initialize", "booking.delete_event"}  # if login is required
 OPEN: Final = {"partner.health", "partner.welcome"}  # to all, uncounted, unasked
 TEN_A_MINUTE: Final = limits.parse("10 per minute")
@@ -1098,7 +1182,8 @@ def versioned(document: Document, render: Callable[[], object]) -> Response:
     """What `render` gives, with the event's version as ETag; or 304."""
     etag = str(document.event.version)
     seen = "HTTP_IF_NONE_MATCH" in request.environ and (
-        request.if_none_match.contains_weak(etag))
+        request.if_none_match.contains_weak(etag)
+    )
     g.headers |= {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
     if office.settings.require_login:
         g.headers["Vary"] = "Authorization"
@@ -1107,10 +1192,14 @@ def versioned(document: Document, render: Callable[[], object]) -> Response:
 
 def summary(event: Event) -> dict[str, object]:
     """The six facts about an event that partners see."""
-    return {"eventId": event.event_id, "name": event.name,
-            "totalSeats": event.total_seats, "availableSeats": event.available_seats,
-            "reservationCount": event.total_seats - event.available_seats,
-            "version": event.version}
+    return {
+        "eventId": event.event_id,
+        "name": event.name,
+        "totalSeats": event.total_seats,
+        "availableSeats": event.available_seats,
+        "reservationCount": event.total_seats - event.available_seats,
+        "version": event.version,
+    }
 
 
 def problem(where: str, status: int, words: str) -> dict[str, object]:
@@ -1161,9 +1250,11 @@ def count() -> None:
         client = _client(office.counters.storage)
         allowed = office.counters.hit(rule, scope, client)
         stats = office.counters.get_window_stats(rule, scope, client)
-        g.headers |= {"X-RateLimit-Limit": str(rule.amount),
-                      "X-RateLimit-Remaining": str(stats.remaining),
-                      "X-RateLimit-Reset": str(int(stats.reset_time))}
+        g.headers |= {
+            "X-RateLimit-Limit": str(rule.amount),
+            "X-RateLimit-Remaining": str(stats.remaining),
+            "X-RateLimit-Reset": str(int(stats.reset_time)),
+        }
         if not allowed:
             g.headers["Retry-After"] = str(max(1, int(stats.reset_time - time.time())))
             abort(429)
@@ -1191,9 +1282,11 @@ def arrive() -> None:
     if not environ.get("QUERY_STRING", "").isascii():
         abort(400, "Send the query percent-encoded, as %C3%A9.")
     host = environ.get("HTTP_HOST", "localhost")
-    if settings.loopback and not (is_loopback(host) or {
-            host.lower(), re.sub(":[0-9]+$", "", host.lower())} & {
-            trusted.lower() for trusted in settings.trusted_hosts}):
+    if settings.loopback and not (
+        is_loopback(host)
+        or {host.lower(), re.sub(":[0-9]+$", "", host.lower())}
+        & {trusted.lower() for trusted in settings.trusted_hosts}
+    ):
         abort(421, f"This is not {host!a}. Should it be, start with --trusted-host.")
     authorization = environ.get("HTTP_AUTHORIZATION")
     if authorization is not None and request.endpoint not in OPEN:
@@ -1234,8 +1327,11 @@ def _admit_change() -> None:
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is this very machine."""
     with suppress(ValueError):
-        bare = host if host.count(":") > 1 and "[" not in host else (
-            urlsplit(f"//{host}").hostname or "")
+        bare = (
+            host
+            if host.count(":") > 1 and "[" not in host
+            else (urlsplit(f"//{host}").hostname or "")
+        )
         return bare == "localhost" or ipaddress.ip_address(bare).is_loopback
     return False
 
@@ -1263,6 +1359,7 @@ def guard() -> Callable[[Reservation | None], None]:
             abort(401, "No token provided")
         if not account.owns(record):
             abort(403, "This reservation belongs to somebody else.")
+
     return check
 
 
@@ -1273,14 +1370,26 @@ def leave(response: Response) -> Response:
         response.headers.pop("Content-Type", None)
     next(office.served)
     if log.isEnabledFor(logging.INFO):
-        log.info("%s %s %d %.1fms %s x%s", request.method, ascii(request.path)[1:-1],
-                 response.status_code, (time.perf_counter() - g.began) * 1e3,
-                 response.headers.get("ETag", "-"), g.headers.get("X-Attempts", "-"))
+        log.info(
+            "%s %s %d %.1fms %s x%s",
+            request.method,
+            ascii(request.path)[1:-1],
+            response.status_code,
+            (time.perf_counter() - g.began) * 1e3,
+            response.headers.get("ETag", "-"),
+            g.headers.get("X-Attempts", "-"),
+        )
     return response
 
 
-def wished(body: dict[str, Any], event_id: str | None, caller: str, partner_id: str,
-           seats: int, **origin: Any) -> Reservation:
+def wished(
+    body: dict[str, Any],
+    event_id: str | None,
+    caller: str,
+    partner_id: str,
+    seats: int,
+    **origin: Any,
+) -> Reservation:
     """What a request asks to buy, not yet decided.
 
     An Idempotency-Key needs no table: with route, event and caller it makes the
@@ -1300,8 +1409,11 @@ def wished(body: dict[str, Any], event_id: str | None, caller: str, partner_id: 
     return Reservation(str(made), partner_id, seats, "waitlisted", stamp(), origin=by)
 
 
-def commit(event_id: str | None, change: Callable[[Document], Document],
-           wish: Reservation | None = None) -> tuple[Document, bool]:
+def commit(
+    event_id: str | None,
+    change: Callable[[Document], Document],
+    wish: Reservation | None = None,
+) -> tuple[Document, bool]:
     """Change an event under the caller's If-Match; return it, and whether it changed.
 
     A `wish` that was granted before is left as it is: a retry gets the first answer.
@@ -1328,8 +1440,9 @@ def transact(decide: Decision) -> Turn:
     return turn
 
 
-def sell(event_id: str | None, wish: Reservation,
-         choose: Callable[[Document], Document]) -> tuple[Document, Reservation]:
+def sell(
+    event_id: str | None, wish: Reservation, choose: Callable[[Document], Document]
+) -> tuple[Document, Reservation]:
     """Commit a sale, or find that it was made: the event, and the reservation as sold.
 
     It is as the first answer told it, whatever came of it since; the very `wish` if
@@ -1340,12 +1453,17 @@ def sell(event_id: str | None, wish: Reservation,
     if record is None:
         return document, wish
     if not changed:
-        g.headers |= {"Idempotent-Replayed": "true",
-                      "ETag": f'"{record.event_version_at_reservation}"'}
+        g.headers |= {
+            "Idempotent-Replayed": "true",
+            "ETag": f'"{record.event_version_at_reservation}"',
+        }
     event = "" if event_id is None else f"/events/{quote(event_id, safe='')}"
     g.headers["Location"] = f"{event}/reservations/{record.reservation_id}"
-    return document, replace(record, seats=record.seats + record.seats_returned,
-                             status="waitlisted" if record.position else "confirmed")
+    return document, replace(
+        record,
+        seats=record.seats + record.seats_returned,
+        status="waitlisted" if record.position else "confirmed",
+    )
 
 
 def give_back(event_id: str | None, reservation_id: str, seats: int | None) -> None:
@@ -1365,8 +1483,11 @@ def open_event(event: Event, event_id: int | str | None) -> Event:
 
     def decide(database: Database) -> Database:
         used = database.documents
-        own = event_id if event_id is not None else next(
-            n for n in itertools.count(1) if str(n) not in used)
+        own = (
+            event_id
+            if event_id is not None
+            else next(n for n in itertools.count(1) if str(n) not in used)
+        )
         new, there = replace(event, event_id=own), used.get(str(own))
         expect(there or Document(new, {}), condition)
         return database.having(create(there, new))
@@ -1374,8 +1495,10 @@ def open_event(event: Event, event_id: int | str | None) -> Event:
     documents = transact(decide).database.documents
     key = str(event_id) if event_id is not None else [*documents][-1]  # the newest
     event = documents[key].event
-    g.headers |= {"ETag": f'"{event.version}"',
-                  "Location": f"/events/{quote(key, safe='')}"}
+    g.headers |= {
+        "ETag": f'"{event.version}"',
+        "Location": f"/events/{quote(key, safe='')}",
+    }
     return event
 
 
@@ -1450,8 +1573,11 @@ def make_reservation(event_id: str | None = None) -> Response:
     wait: Wait = "when short" if waits else "never"
     wish = wished(body, event_id, holder, holder, seats)
     _, record = sell(event_id, wish, lambda d: reserve(d, wish, wait))
-    told = {"reservationId": wish.reservation_id, "seats": seats,
-            "status": record.status}
+    told = {
+        "reservationId": wish.reservation_id,
+        "seats": seats,
+        "status": record.status,
+    }
     if not record.position:
         return answer(told, 201)
     return answer(told | {"position": record.position}, 202)
@@ -1481,9 +1607,13 @@ def list_reservations(event_id: str | None = None) -> Response:
         ids = [r.reservation_id for r in records]
         if after not in ids:
             abort(400, "after must be the last reservationId of the page before")
-        records = records[ids.index(after) + 1:]
-    records = [r for r in records if (status is None or status == r.status)
-               and (holder is None or holder == r.partner_id)]
+        records = records[ids.index(after) + 1 :]
+    records = [
+        r
+        for r in records
+        if (status is None or status == r.status)
+        and (holder is None or holder == r.partner_id)
+    ]
     if limit is not None and limit < len(records):
         more = urlencode(asked.to_dict() | {"after": records[limit - 1].reservation_id})
         g.headers["Link"] = f'<{quote(request.path)}?{more}>; rel="next"'
@@ -1504,8 +1634,12 @@ def show_reservation(reservation_id: str, event_id: str | None = None) -> Respon
 def shown(document: Document, records: list[Reservation]) -> list[Reservation]:
     """Reservations without what is nobody's business, and with today's positions."""
     place = {r.reservation_id: n for n, r in enumerate(waiting(document), 1)}
-    return [r if r.origin is NOBODY and not r.position else replace(
-        r, origin=NOBODY, position=place.get(r.reservation_id, 0)) for r in records]
+    return [
+        r
+        if r.origin is NOBODY and not r.position
+        else replace(r, origin=NOBODY, position=place.get(r.reservation_id, 0))
+        for r in records
+    ]
 
 
 def _visible(records: Iterable[Reservation]) -> list[Reservation]:
@@ -1546,12 +1680,19 @@ WELCOME: Final = """Welcome to TicketBoss API
 
 booking: Final = Blueprint("booking", __name__)
 SAID: Final = {  # what a user is told, by the kind of name they gave
-    "id": {"booked": "Ticket booked", "waitlisted": "Added to waiting list",
-           "cancelled": "Booking canceled", "none": "Booking not found"},
-    "email": {"booked": "Ticket booked successfully",
-              "waitlisted": "Event sold out, you're added to the waiting list",
-              "cancelled": "Your booking has been cancelled successfully",
-              "none": "You didn't book this event"}}
+    "id": {
+        "booked": "Ticket booked",
+        "waitlisted": "Added to waiting list",
+        "cancelled": "Booking canceled",
+        "none": "Booking not found",
+    },
+    "email": {
+        "booked": "Ticket booked successfully",
+        "waitlisted": "Event sold out, you're added to the waiting list",
+        "cancelled": "Your booking has been cancelled successfully",
+        "none": "You didn't book this event",
+    },
+}
 
 
 @booking.post("/initialize")
@@ -1567,10 +1708,16 @@ def initialize() -> Response:
     name = text(body, "name") if named else f"Event {event_id}"
     event = Event("", name, total, total, 0, price, created_at=stamp())
     event = open_event(event, event_id)
-    told = {"eventId": event.event_id, "name": name, "totalTickets": total,
-            "availableTickets": total}
-    return answer({"message": "Event initialized", "id": event.event_id, **told,
-                   "event": told}, 201)
+    told = {
+        "eventId": event.event_id,
+        "name": name,
+        "totalTickets": total,
+        "availableTickets": total,
+    }
+    return answer(
+        {"message": "Event initialized", "id": event.event_id, **told, "event": told},
+        201,
+    )
 
 
 @booking.post("/book")
@@ -1582,8 +1729,11 @@ def book_ticket() -> Response:
     wish = wished(body, event_id, name, own if kind == "id" else "guest", 1, user=name)
     document, record = sell(event_id, wish, lambda d: book(d, wish, names))
     if record is wish:  # waiting already
-        record = next(replace(r, position=place) for place, r in enumerate(
-            waiting(document), 1) if r.origin.user in names)
+        record = next(
+            replace(r, position=place)
+            for place, r in enumerate(waiting(document), 1)
+            if r.origin.user in names
+        )
     if record.position:
         return _said(document, kind, "waitlisted", record, position=record.position)
     return _said(document, kind, "booked", record)
@@ -1604,8 +1754,11 @@ def cancel_ticket() -> Response:
         return cancel(document, held.reservation_id, at)
 
     document, _ = commit(event_id, change)
-    cancelled = next(r for r in document.reservations.values()
-                     if r.event_version_at_cancel == document.event.version)
+    cancelled = next(
+        r
+        for r in document.reservations.values()
+        if r.event_version_at_cancel == document.event.version
+    )
     return _said(document, kind, "cancelled", cancelled)
 
 
@@ -1623,18 +1776,27 @@ def _user(body: dict[str, Any]) -> tuple[str, frozenset[str]]:
     if g.account is None:
         return name, frozenset({name})
     if name not in g.account.names() and (
-            g.account.role != "admin" or request.endpoint != "booking.cancel_ticket"):
+        g.account.role != "admin" or request.endpoint != "booking.cancel_ticket"
+    ):
         abort(403, "This is somebody else's booking.")
     everybody = (account.names() for account in database().accounts.members.values())
-    return name, next((names for names in everybody if name in names),
-                      frozenset({name}))
+    return name, next(
+        (names for names in everybody if name in names), frozenset({name})
+    )
 
 
-def _said(document: Document, kind: str, status: str, record: Reservation,
-          **more: int) -> Response:
-    return answer({"message": SAID[kind][status], "status": status,
-                   "eventId": document.event.event_id,
-                   "reservationId": record.reservation_id, **more})
+def _said(
+    document: Document, kind: str, status: str, record: Reservation, **more: int
+) -> Response:
+    return answer(
+        {
+            "message": SAID[kind][status],
+            "status": status,
+            "eventId": document.event.event_id,
+            "reservationId": record.reservation_id,
+            **more,
+        }
+    )
 
 
 @booking.get("/status/<event_id>")
@@ -1642,12 +1804,20 @@ def show_status(event_id: str) -> Response:
     """How many tickets are left and how many wait, in the words of three systems."""
     document = database().document(event_id)
     e = document.event
-    return answer({
-        "id": e.event_id, "eventId": e.event_id, "name": e.name,
-        "totalTickets": e.total_seats, "total_tickets": e.total_seats,
-        "availableTickets": e.available_seats, "available_tickets": e.available_seats,
-        "bookedTickets": e.total_seats - e.available_seats,
-        "waitingListCount": len(waiting(document)), "version": e.version})
+    return answer(
+        {
+            "id": e.event_id,
+            "eventId": e.event_id,
+            "name": e.name,
+            "totalTickets": e.total_seats,
+            "total_tickets": e.total_seats,
+            "availableTickets": e.available_seats,
+            "available_tickets": e.available_seats,
+            "bookedTickets": e.total_seats - e.available_seats,
+            "waitingListCount": len(waiting(document)),
+            "version": e.version,
+        }
+    )
 
 
 @booking.get("/events")
@@ -1664,8 +1834,13 @@ def show_one_event(event_id: str) -> Response:
 
 
 def _event(event: Event) -> dict[str, object]:
-    return {**summary(event), "id": event.event_id, "totalTickets": event.total_seats,
-            "availableTickets": event.available_seats, "price": event.price}
+    return {
+        **summary(event),
+        "id": event.event_id,
+        "totalTickets": event.total_seats,
+        "availableTickets": event.available_seats,
+        "price": event.price,
+    }
 
 
 @booking.delete("/events/<event_id>")
@@ -1688,8 +1863,11 @@ def show_all_reports() -> Response:
     reports = [report(d) for d in database().events()]
     if _wants_csv():
         return _spreadsheet(reports)
-    totals = {name: sum(r[name] for r in reports) for name in reports[0]
-              if name not in {"eventId", "name", "price"}}
+    totals = {
+        name: sum(r[name] for r in reports)
+        for name in reports[0]
+        if name not in {"eventId", "name", "price"}
+    }
     return answer({"events": reports, "totals": totals})
 
 
@@ -1697,10 +1875,16 @@ def report(document: Document) -> dict[str, Any]:
     """Add up what is sold now; what was cancelled counts nowhere."""
     e = document.event
     sold = e.total_seats - e.available_seats
-    return {"eventId": e.event_id, "name": e.name, "totalTickets": e.total_seats,
-            "ticketsSold": sold, "availableTickets": e.available_seats,
-            "waitingListCount": len(waiting(document)), "price": e.price,
-            "revenue": sold * e.price}
+    return {
+        "eventId": e.event_id,
+        "name": e.name,
+        "totalTickets": e.total_seats,
+        "ticketsSold": sold,
+        "availableTickets": e.available_seats,
+        "waitingListCount": len(waiting(document)),
+        "price": e.price,
+        "revenue": sold * e.price,
+    }
 
 
 def _wants_csv() -> bool:
@@ -1715,8 +1899,9 @@ def _spreadsheet(reports: list[dict[str, Any]]) -> Response:
     """CSV in which no text is taken for a formula; nor where ; is between cells."""
     sheet, risky = io.StringIO(), re.compile(r"""(^|[;,\t\r\n"'])(?=[=+\-@])""")
     for row in (reports[0], *map(dict.values, reports)):  # the names first
-        csv.writer(sheet).writerow(risky.sub(r"\1'", cell) if isinstance(
-            cell, str) else cell for cell in row)
+        csv.writer(sheet).writerow(
+            risky.sub(r"\1'", cell) if isinstance(cell, str) else cell for cell in row
+        )
     return answer(sheet.getvalue().encode(), kind="text/csv; charset=utf-8")
 
 
@@ -1728,8 +1913,14 @@ def log_in() -> Response:
     if len(named) != 1:
         abort(400, "Send email, username or userId (one of them is required)")
     encoded = open_session(str(identity(body, named[0])), body)
-    return answer({"token": encoded, "accessToken": encoded, "tokenType": "Bearer",
-                   "expiresIn": TOKEN_S})
+    return answer(
+        {
+            "token": encoded,
+            "accessToken": encoded,
+            "tokenType": "Bearer",
+            "expiresIn": TOKEN_S,
+        }
+    )
 
 
 # === 9. /api/v1 ==============================================================
@@ -1757,8 +1948,11 @@ def register() -> Response:
     wish = Account(0, username, address, hashed(password(body, 8)), "user")
     first = replace(wish, role="admin") if at_home and not proxied else wish
     secret = secrets.token_hex(32)
-    turn = transact(lambda database: enrolled(
-        database, wish if database.accounts.members else first, secret))
+    turn = transact(
+        lambda database: enrolled(
+            database, wish if database.accounts.members else first, secret
+        )
+    )
     account = cast("Account", turn.database.accounts.by_email(address))
     return tell("User registered successfully.", _me(account), 201)
 
@@ -1789,7 +1983,8 @@ def create_event() -> Response:
     body = read()
     name, total = text(body, "name"), whole(body, "totalTickets", 1, MILLION)
     if body.get("availableTickets") is not None and total != whole(
-            body, "availableTickets", 0, MILLION):
+        body, "availableTickets", 0, MILLION
+    ):
         abort(400, "availableTickets must equal totalTickets, or be left out")
     try:
         day = datetime.fromisoformat(text(body, "date"))
@@ -1812,10 +2007,16 @@ def list_dated_events() -> Response:
 def _dated(document: Document) -> dict[str, object]:
     e, records = document.event, document.reservations.values()
     times = [e.created_at, *(at for r in records for at in (r.ts, r.cancelled_at))]
-    return {"id": e.event_id, "name": e.name, "date": e.date,
-            "totalTickets": e.total_seats, "availableTickets": e.available_seats,
-            "createdBy": e.created_by, "createdAt": e.created_at,
-            "updatedAt": max(filter(None, times), default=None)}
+    return {
+        "id": e.event_id,
+        "name": e.name,
+        "date": e.date,
+        "totalTickets": e.total_seats,
+        "availableTickets": e.available_seats,
+        "createdBy": e.created_by,
+        "createdAt": e.created_at,
+        "updatedAt": max(filter(None, times), default=None),
+    }
 
 
 @v1.delete("/event/<event_id>")
@@ -1836,17 +2037,33 @@ def create_booking() -> Response:
     mail = email(body, "email")
     account = g.account.id if g.account else None
     holder = f"account-{account}" if account else "guest"
-    wish = wished(body, event_id, mail, holder, seats, first_name=first, last_name=last,
-                  email=mail, booking=secrets.randbits(52) + 1)  # whole, in all JSON
+    wish = wished(
+        body,
+        event_id,
+        mail,
+        holder,
+        seats,
+        first_name=first,
+        last_name=last,
+        email=mail,
+        booking=secrets.randbits(52) + 1,
+    )  # whole, in all JSON
     try:
         _, record = sell(event_id, wish, lambda d: reserve(d, wish, "when sold out"))
     except NotEnoughSeats:
         abort(409, "Not enough tickets available to fulfill your request.")
-    told = {"id": record.origin.booking,
-            "eventId": body["eventId"], "userId": account, "firstName": first,
-            "lastName": last, "email": mail, "ticketsReserved": body["ticketsReserved"],
-            "bookingStatus": "waitlisted" if record.position else "completed",
-            "createdAt": record.ts, "updatedAt": record.ts}
+    told = {
+        "id": record.origin.booking,
+        "eventId": body["eventId"],
+        "userId": account,
+        "firstName": first,
+        "lastName": last,
+        "email": mail,
+        "ticketsReserved": body["ticketsReserved"],
+        "bookingStatus": "waitlisted" if record.position else "completed",
+        "createdAt": record.ts,
+        "updatedAt": record.ts,
+    }
     if record.position:
         return tell("Tickets are sold out; you are on the waitlist.", told)
     return tell("Booking created successfully.", told, 201)
@@ -1858,8 +2075,11 @@ def cancel_booking(number: str) -> Response:
     body = read()
     if body.get("bookingId") is not None and str(body["bookingId"]) != number:
         abort(400, "bookingId is not the one in the path")
-    seats = None if body.get("ticketsToCancel") is None else whole(
-        body, "ticketsToCancel", 1, MILLION)
+    seats = (
+        None
+        if body.get("ticketsToCancel") is None
+        else whole(body, "ticketsToCancel", 1, MILLION)
+    )
     for document in database().events():
         for key, record in document.reservations.items():
             if record.origin.booking and str(record.origin.booking) == number:
@@ -1872,9 +2092,13 @@ def cancel_booking(number: str) -> Response:
 def show_booking_status(event_id: str) -> Response:
     """{availableTickets, waitlistedCount}."""
     document = database().document(event_id)
-    return tell("Event status retrieved successfully.", {
-        "availableTickets": document.event.available_seats,
-        "waitlistedCount": len(waiting(document))})
+    return tell(
+        "Event status retrieved successfully.",
+        {
+            "availableTickets": document.event.available_seats,
+            "waitlistedCount": len(waiting(document)),
+        },
+    )
 
 
 # === 10. Page ================================================================
@@ -1890,8 +2114,11 @@ def page() -> Response:
     response.headers |= {
         "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src "
         f"data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none'"
-        "; form-action 'none'; frame-ancestors 'none'", "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+        "; form-action 'none'; frame-ancestors 'none'",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
     return response
 
 
@@ -2066,8 +2293,17 @@ live()
 
 STRATEGIES: Final = ("none", "lock", "optimistic")
 CELLS: Final = "{:10}{:>6}{:>9}{:>6}{:>10}{:>11}{:>9}{:>8} {}"
-HEAD: Final = ("strategy", "told", "in file", "lost", "oversold", "conflicts",
-               "sales/s", "p95 ms", "")
+HEAD: Final = (
+    "strategy",
+    "told",
+    "in file",
+    "lost",
+    "oversold",
+    "conflicts",
+    "sales/s",
+    "p95 ms",
+    "",
+)
 
 
 class Careless(Store):
@@ -2094,8 +2330,9 @@ class Try(NamedTuple):
     reservation_id: str
 
 
-def buy(path: str, strategy: str, buyer: int, events: list[str],
-        think_s: float) -> list[Try]:
+def buy(
+    path: str, strategy: str, buyer: int, events: list[str], think_s: float
+) -> list[Try]:
     """Ask for a seat of each of these events, one after the other, as one process."""
     store, tries = (Careless if strategy == "none" else Store)(path, 30), []
     for event_id in events:
@@ -2112,20 +2349,40 @@ def buy(path: str, strategy: str, buyer: int, events: list[str],
                 wanted = seen.database.having(reserve(document, wish))
                 told = store.swap(seen, wanted)
         done = time.monotonic()
-        tries.append(Try(buyer, event_id, told, document.event.version, read_at, done,
-                         done - began, asked - 1, wish.reservation_id))
+        tries.append(
+            Try(
+                buyer,
+                event_id,
+                told,
+                document.event.version,
+                read_at,
+                done,
+                done - began,
+                asked - 1,
+                wish.reservation_id,
+            )
+        )
     return tries
 
 
-def run_race(strategy: str, sizes: dict[str, int], count: int,
-             think_s: float) -> tuple[dict[str, Any], list[Try], set[str]]:
+def run_race(
+    strategy: str, sizes: dict[str, int], count: int, think_s: float
+) -> tuple[dict[str, Any], list[Try], set[str]]:
     """Race once: the row of the table, the history, and what is in the file."""
     clients, seats = sizes["clients"], sizes["seats"] // count
     ids = [f"event-{n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         store = _throwaway(folder, ids, seats)
-        plans = [(store.path, strategy, n, [ids[i % count] for i in range(
-            n, sizes["requests"], clients)], think_s) for n in range(clients)]
+        plans = [
+            (
+                store.path,
+                strategy,
+                n,
+                [ids[i % count] for i in range(n, sizes["requests"], clients)],
+                think_s,
+            )
+            for n in range(clients)
+        ]
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for one
         fork = multiprocessing.get_context("fork")
         ready = fork.Barrier(clients + 1)
@@ -2137,13 +2394,25 @@ def run_race(strategy: str, sizes: dict[str, int], count: int,
             took_s = time.monotonic() - began
         kept = {key for d in store.load().database.events() for key in d.reservations}
     sold = [each for each in history if each.told]
-    slow = sorted(each.took_s for each in sold)[int(len(sold) * .95) - 1] if sold else 0
-    return {"strategy": strategy, "events": count, "think_ms": round(think_s * 1e3),
-            "told": len(sold), "kept": len(kept), "lost": len(sold) - len(kept),
+    slow = (
+        sorted(each.took_s for each in sold)[int(len(sold) * 0.95) - 1] if sold else 0
+    )
+    return (
+        {
+            "strategy": strategy,
+            "events": count,
+            "think_ms": round(think_s * 1e3),
+            "told": len(sold),
+            "kept": len(kept),
+            "lost": len(sold) - len(kept),
             "oversold": max(0, len(sold) - seats * count),
             "conflicts": sum(each.conflicts for each in history),
-            "rate": round(len(sold) / took_s), "p95_ms": round(slow * 1e3),
-            }, history, kept
+            "rate": round(len(sold) / took_s),
+            "p95_ms": round(slow * 1e3),
+        },
+        history,
+        kept,
+    )
 
 
 def _throwaway(folder: str, ids: list[str], seats: int) -> Store:
@@ -2159,17 +2428,36 @@ def _throwaway(folder: str, ids: list[str], seats: int) -> Store:
 
 def proof(history: list[Try], kept: set[str]) -> list[str]:
     """The smallest interleaving that lost a sale: two who read the same version."""
-    sold = sorted((each for each in history if each.told), key=lambda each: (
-        each.event_id, each.read_version, each.done_at))
+    sold = sorted(
+        (each for each in history if each.told),
+        key=lambda each: (each.event_id, each.read_version, each.done_at),
+    )
     for one, other in itertools.pairwise(sold):
-        if ((one.event_id, one.read_version) == (other.event_id, other.read_version)
-                and other.read_at < one.done_at and one.reservation_id not in kept):
-            steps = [(at, each is one, what) for each in (one, other) for at, what in (
-                (each.read_at, f"reads version {each.read_version}"),
-                (each.done_at, f"writes version {each.read_version + 1}: confirmed"))]
-            return [f"buyer {one.buyer:<34}buyer {other.buyer}", *(
-                what if left else f"{'':40}{what}" for _, left, what in sorted(steps)),
-                f"buyer {one.buyer}'s sale is not in the file any more", ""]
+        if (
+            (one.event_id, one.read_version) == (other.event_id, other.read_version)
+            and other.read_at < one.done_at
+            and one.reservation_id not in kept
+        ):
+            steps = [
+                (at, each is one, what)
+                for each in (one, other)
+                for at, what in (
+                    (each.read_at, f"reads version {each.read_version}"),
+                    (
+                        each.done_at,
+                        f"writes version {each.read_version + 1}: confirmed",
+                    ),
+                )
+            ]
+            return [
+                f"buyer {one.buyer:<34}buyer {other.buyer}",
+                *(
+                    what if left else f"{'':40}{what}"
+                    for _, left, what in sorted(steps)
+                ),
+                f"buyer {one.buyer}'s sale is not in the file any more",
+                "",
+            ]
     return []
 
 
@@ -2187,17 +2475,22 @@ def lessons(rows: list[dict[str, Any]]) -> Iterator[str]:
     """What the measured rows teach, whichever way they turned out."""
     for row in rows:
         if row["strategy"] == "none":
-            yield ("No check: {told} told they have a seat, {kept} in the file.\n"
-                   "{lost} sales vanished; {oversold} seats sold that do not exist."
-                   ).format_map(row)
+            yield (
+                "No check: {told} told they have a seat, {kept} in the file.\n"
+                "{lost} sales vanished; {oversold} seats sold that do not exist."
+            ).format_map(row)
     for (events, think), group in itertools.groupby(
-            rows, lambda row: (row["events"], row["think_ms"])):
-        rates = [(row["rate"], row["strategy"]) for row in group
-                 if row["strategy"] != "none"]
+        rows, lambda row: (row["events"], row["think_ms"])
+    ):
+        rates = [
+            (row["rate"], row["strategy"]) for row in group if row["strategy"] != "none"
+        ]
         if len(rates) == 2:
             (slow, loser), (fast, winner) = sorted(rates)
-            yield (f"Events: {events}, thinking: {think} ms. There {winner} sells "
-                   f"{fast / max(slow, 1):.1f} times as fast as {loser}.")
+            yield (
+                f"Events: {events}, thinking: {think} ms. There {winner} sells "
+                f"{fast / max(slow, 1):.1f} times as fast as {loser}."
+            )
 
 
 # === 12. Main ================================================================
@@ -2213,8 +2506,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings is not None:
         return build(settings)
     try:
-        with (main.make_context("ticketboss", []) as context,
-              _in_one_line(context.params["db"])):
+        with (
+            main.make_context("ticketboss", []) as context,
+            _in_one_line(context.params["db"]),
+        ):
             return build(_settings(context))
     except click.ClickException as error:
         raise SystemExit(f"ticketboss: {error.format_message()}") from None
@@ -2229,7 +2524,8 @@ def build(settings: Settings) -> Office:
     app.served, every = itertools.count(), settings.rate_limit
     app.rules = limits.parse_many(every) if every else []
     app.counters = limits.strategies.FixedWindowRateLimiter(
-        limits.storage.storage_from_string(settings.rate_storage))
+        limits.storage.storage_from_string(settings.rate_storage)
+    )
     app.config.update(MAX_CONTENT_LENGTH=64 * 1024, PROPAGATE_EXCEPTIONS=False)
     app.url_map.strict_slashes = app.url_map.merge_slashes = False
     app.url_map.converters["anything"] = Anything
@@ -2261,12 +2557,19 @@ def option(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
     help_text, *bounds = field.type.__metadata__
     kinds = {float: duration, int: click.IntRange(*bounds)}
     flag = {"think_s": "think", "trusted_hosts": "trusted_host"}.get(
-        field.name, field.name)
+        field.name, field.name
+    )
     variables = [f"TICKETBOSS_{flag.upper()}", *(["PORT"] if flag == "port" else [])]
     return click.option(
-        f"--{flag.replace('_', '-')}", field.name,
-        default=field.default, envvar=variables, type=kinds.get(type(field.default)),
-        is_flag=field.default is False, multiple=field.default == (), help=help_text)
+        f"--{flag.replace('_', '-')}",
+        field.name,
+        default=field.default,
+        envvar=variables,
+        type=kinds.get(type(field.default)),
+        is_flag=field.default is False,
+        multiple=field.default == (),
+        help=help_text,
+    )
 
 
 def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
@@ -2281,10 +2584,16 @@ def _settings(context: click.Context, *, by_hand: bool = False) -> Settings:
         limits.parse_many(context.params["rate_limit"] or "1 per day")
         limits.storage.storage_from_string(context.params["rate_storage"])
     except (ValueError, limits.errors.ConfigurationError) as error:
-        raise click.ClickException('--rate-limit is like "100 per 15 minutes", and '
-                               f"--rate-storage like redis://host: {error}") from None
-    return Settings(**context.params, jwt_secret=secret, by_hand=by_hand,
-                    loopback=by_hand and is_loopback(context.params["host"]))
+        raise click.ClickException(
+            '--rate-limit is like "100 per 15 minutes", and '
+            f"--rate-storage like redis://host: {error}"
+        ) from None
+    return Settings(
+        **context.params,
+        jwt_secret=secret,
+        by_hand=by_hand,
+        loopback=by_hand and is_loopback(context.params["host"]),
+    )
 
 
 @contextmanager
@@ -2295,8 +2604,10 @@ def _in_one_line(db: str) -> Iterator[None]:
     except TicketBossError as error:
         words = f"{os.path.abspath(db)}: {error}"
         if isinstance(error, Unavailable):
-            words += (". Mend it, or put a good copy back; `python ticketboss.py --db "
-                      f"{db} reset` sets it aside and begins afresh.")
+            words += (
+                ". Mend it, or put a good copy back; `python ticketboss.py --db "
+                f"{db} reset` sets it aside and begins afresh."
+            )
         raise click.ClickException(words) from None
 
 
@@ -2319,9 +2630,12 @@ def repeated(name: str) -> Callable[[Any], Any]:
     help_text = {"db": "The file.", "seats": "Of the first event."}[name]
     kind = next(option.type for option in main.params if option.name == name)
     return click.option(
-        f"--{name}", type=kind, show_default=False,
+        f"--{name}",
+        type=kind,
+        show_default=False,
         help=f"{help_text} It may stand before the command, too.",
-        default=lambda: click.get_current_context().find_root().params[name])
+        default=lambda: click.get_current_context().find_root().params[name],
+    )
 
 
 def serve(settings: Settings) -> None:
@@ -2350,7 +2664,8 @@ def serve(settings: Settings) -> None:
     server.task_dispatcher.shutdown(timeout=3600)
     until = time.monotonic() + 30
     while time.monotonic() < until and any(
-            getattr(channel, "total_outbufs_len", 0) for channel in channels.values()):
+        getattr(channel, "total_outbufs_len", 0) for channel in channels.values()
+    ):
         server.asyncore.loop(timeout=1, use_poll=True, map=channels, count=1)
     click.echo(f"Ended, after {next(app.served)} answers.")
 
@@ -2361,21 +2676,33 @@ def _listen(app: Office, channels: dict[int, Any]) -> Any:
     logging.getLogger("waitress").setLevel(logging.ERROR)
     try:
         return waitress.server.create_server(
-            app, map=channels, host=host, port=port, threads=64, connection_limit=900,
-            asyncore_use_poll=True, channel_timeout=30, ident="TicketBoss",
-            max_request_body_size=2**20, clear_untrusted_proxy_headers=False)
+            app,
+            map=channels,
+            host=host,
+            port=port,
+            threads=64,
+            connection_limit=900,
+            asyncore_use_poll=True,
+            channel_timeout=30,
+            ident="TicketBoss",
+            max_request_body_size=2**20,
+            clear_untrusted_proxy_headers=False,
+        )
     except (OSError, ValueError) as error:
-        raise click.ClickException(f"Cannot listen at {host}, port {port}: {error}. "
-                                   "Try another --port.") from None
+        raise click.ClickException(
+            f"Cannot listen at {host}, port {port}: {error}. Try another --port."
+        ) from None
 
 
 def _announce(app: Office, port: int) -> None:
     host = f"[{app.settings.host}]" if ":" in app.settings.host else app.settings.host
     url, event = f"http://{host}:{port}", app.store.load().database.document(None).event
-    click.echo(f"{event.name}: {event.available_seats} of {event.total_seats} seats "
-               f"free, kept in {app.store.path}\nServing at {url} (Ctrl-C ends it)\n"
-               f"\n  curl {url}/event\n  curl -d '{{\"partnerId\":\"abc-corp\","
-               f"\"seats\":3}}' {url}/reservations\n")
+    click.echo(
+        f"{event.name}: {event.available_seats} of {event.total_seats} seats "
+        f"free, kept in {app.store.path}\nServing at {url} (Ctrl-C ends it)\n"
+        f'\n  curl {url}/event\n  curl -d \'{{"partnerId":"abc-corp",'
+        f'"seats":3}}\' {url}/reservations\n'
+    )
 
 
 class JsonErrorTask(waitress.task.ErrorTask):
@@ -2387,8 +2714,13 @@ class JsonErrorTask(waitress.task.ErrorTask):
         words = TEXTS[413] if error.code == 413 else error.body
         where = getattr(self.request, "path", "/")
         body = msgspec.json.encode(problem(where, error.code, words)) + b"\n"
-        head = [("Content-Type", JSON), ("X-Request-ID", request_id(
-            getattr(self.request, "headers", {}).get("X_REQUEST_ID")))]
+        head = [
+            ("Content-Type", JSON),
+            (
+                "X-Request-ID",
+                request_id(getattr(self.request, "headers", {}).get("X_REQUEST_ID")),
+            ),
+        ]
         error.to_response = lambda _: (f"{error.code} {error.reason}", head, body)
         super().execute()
 
@@ -2402,17 +2734,25 @@ def audit(db: str) -> None:
         events = Store(db).load().database.events()
     for document in events:
         event, records = document.event, document.reservations.values()
-        counted = Counter(version for r in records for version in (
-            r.event_version_at_reservation, r.event_version_at_cancel))
-        wrong = [f"version {version} is of two changes" for version, times in
-                 counted.items() if version is not None and times > 1]
+        counted = Counter(
+            version
+            for r in records
+            for version in (r.event_version_at_reservation, r.event_version_at_cancel)
+        )
+        wrong = [
+            f"version {version} is of two changes"
+            for version, times in counted.items()
+            if version is not None and times > 1
+        ]
         if promote(document) is not document:
             wrong.append("seats are free that the head of the waiting list could have")
         statuses = Counter(r.status for r in records)
-        click.echo(f"event {event.event_id}: version {event.version}; "
-                   f"{event.total_seats - event.available_seats} seats confirmed + "
-                   f"{event.available_seats} available = {event.total_seats}; " +
-                   ", ".join(f"{statuses[s]} {s}" for s in get_args(Status)))
+        click.echo(
+            f"event {event.event_id}: version {event.version}; "
+            f"{event.total_seats - event.available_seats} seats confirmed + "
+            f"{event.available_seats} available = {event.total_seats}; "
+            + ", ".join(f"{statuses[s]} {s}" for s in get_args(Status))
+        )
         for fault in wrong:
             click.echo(f"  FAULT: {fault}")
         found += len(wrong)
@@ -2430,8 +2770,10 @@ def reset(db: str, seats: int) -> None:
         store = Store(db)
         kept = f"{store.path}.{stamp().replace(':', '-')}.old"
         there = store.reset(seats, kept)
-    click.echo(f"{seats} seats are free in {store.path}" + (
-        f", what was there is in {kept}" if there else ""))
+    click.echo(
+        f"{seats} seats are free in {store.path}"
+        + (f", what was there is in {kept}" if there else "")
+    )
 
 
 @main.command()
@@ -2447,8 +2789,11 @@ def admin(address: str, db: str, seats: int) -> None:
         store.start(seats)
         known, given = store.load().database.accounts.by_email(address), ""
         while known is None and not usable(given):
-            given = click.prompt("Password, 8 characters or more", hide_input=True,
-                                 confirmation_prompt=True)
+            given = click.prompt(
+                "Password, 8 characters or more",
+                hide_input=True,
+                confirmation_prompt=True,
+            )
         wish = Account(0, address, address, hashed(given), "admin")
         secret = secrets.token_hex(32)
         Transactions(store).transact(lambda database: enrolled(database, wish, secret))
@@ -2464,15 +2809,28 @@ def admin(address: str, db: str, seats: int) -> None:
 @click.option("--strategy", "only", multiple=True, type=click.Choice(STRATEGIES))
 @click.option("--json", "as_json", is_flag=True, help="The rows, for a program.")
 @click.option("--predict", is_flag=True, help="Let the class guess first.")
-def race(*, think: float | None, events: int | None, only: tuple[str, ...],
-         as_json: bool, predict: bool, **sizes: int) -> None:
+def race(
+    *,
+    think: float | None,
+    events: int | None,
+    only: tuple[str, ...],
+    as_json: bool,
+    predict: bool,
+    **sizes: int,
+) -> None:
     """Race buyers without a check, with a lock, and optimistic, on a throwaway file."""
-    plans = [(1, .005, STRATEGIES), (8, .005, STRATEGIES[1:]), (1, 0.0, STRATEGIES[1:])]
+    plans = [
+        (1, 0.005, STRATEGIES),
+        (8, 0.005, STRATEGIES[1:]),
+        (1, 0.0, STRATEGIES[1:]),
+    ]
     if think is not None or events is not None:
-        plans = [(events or 1, .005 if think is None else think, STRATEGIES)]
+        plans = [(events or 1, 0.005 if think is None else think, STRATEGIES)]
     if sizes["seats"] < max(count for count, *_ in plans):
-        raise click.UsageError("--seats must be enough for a seat in each event; there "
-                               "are 8 in one of the races, unless you say --events 1")
+        raise click.UsageError(
+            "--seats must be enough for a seat in each event; there "
+            "are 8 in one of the races, unless you say --events 1"
+        )
     guess = predict and click.prompt("Which loses sales? Which is fastest?", err=True)
     rows: list[dict[str, Any]] = []
     shown: list[str] = []
@@ -2487,10 +2845,20 @@ def race(*, think: float | None, events: int | None, only: tuple[str, ...],
         if group and not as_json:
             title = f"Events: {count}, thinking: {think_s * 1e3:.0f} ms"
             click.echo(table(title, group))
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join([
-        "", *shown, *lessons(rows), *([f"You said: {guess}"] if predict else [])]))
-    sys.exit(any((row["lost"] or row["oversold"]) for row in rows
-                 if row["strategy"] != "none"))
+    click.echo(
+        json.dumps(rows, indent=2)
+        if as_json
+        else "\n".join(
+            ["", *shown, *lessons(rows), *([f"You said: {guess}"] if predict else [])]
+        )
+    )
+    sys.exit(
+        any(
+            (row["lost"] or row["oversold"])
+            for row in rows
+            if row["strategy"] != "none"
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -39,8 +39,10 @@ HOST, AT = "127.0.0.1", "2025-10-28T13:45:00.853Z"
 LENGTH = re.compile(rb"\r\nContent-Length: (\d+)", re.IGNORECASE)
 GET_EVENT = b"GET /event HTTP/1.1\r\nHost: localhost\r\n\r\n"
 GET_LIST = b"GET /reservations HTTP/1.1\r\nHost: localhost\r\n\r\n"
-POST = (b"POST /reservations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 34\r\n\r\n"
-        b'{"partnerId":"abc-corp","seats":1}')
+POST = (
+    b"POST /reservations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 34\r\n\r\n"
+    b'{"partnerId":"abc-corp","seats":1}'
+)
 LOADS = ("POST", POST, SEATS), ("GET", GET_EVENT, READS), ("list", GET_LIST, LISTS)
 found: dict[str, list[float]] = defaultdict(list)
 
@@ -77,22 +79,35 @@ def sqlite_app(app: flask.Flask, folder: str, lock: object = None) -> None:
             _, _, left, version = tx.execute("SELECT * FROM event").fetchone()
             if left < order["seats"]:
                 return {"error": "Not enough seats left"}, 409
-            tx.execute("UPDATE event SET available = ?, version = version + 1",
-                       [left - order["seats"]])
-            tx.execute("INSERT INTO reservation VALUES (?, ?, ?, 'confirmed', ?, ?)", [
-                new, order["partnerId"], order["seats"], time.time(), version + 1])
+            tx.execute(
+                "UPDATE event SET available = ?, version = version + 1",
+                [left - order["seats"]],
+            )
+            tx.execute(
+                "INSERT INTO reservation VALUES (?, ?, ?, 'confirmed', ?, ?)",
+                [new, order["partnerId"], order["seats"], time.time(), version + 1],
+            )
         return {"reservationId": new, "seats": order["seats"], "status": "sold"}, 201
 
 
 def serve(which: str, folder: str) -> None:
     """Serve one of these, as ticketboss.py does it, with as many threads."""
     app = flask.Flask(__name__)
-    {"bare": bare_app, "SQLite": sqlite_app, "SQLite, locked": lambda *args: sqlite_app(
-        *args, threading.Lock())}[which](app, folder)
+    {
+        "bare": bare_app,
+        "SQLite": sqlite_app,
+        "SQLite, locked": lambda *args: sqlite_app(*args, threading.Lock()),
+    }[which](app, folder)
     threads = int(re.search(r"threads=(\d+)", Path(PROGRAM).read_text())[1])
     server = waitress.create_server(
-        app, host=HOST, port=0, threads=threads, connection_limit=900,
-        asyncore_use_poll=True, clear_untrusted_proxy_headers=False)
+        app,
+        host=HOST,
+        port=0,
+        threads=threads,
+        connection_limit=900,
+        asyncore_use_poll=True,
+        clear_untrusted_proxy_headers=False,
+    )
     print(f"http://{HOST}:{server.effective_port}", flush=True)
     logging.disable()
     server.run()
@@ -102,13 +117,16 @@ def commit_each(path: str) -> float:
     """Sales per second, each a commit of its own, with nothing around it."""
     sys.path.insert(0, os.path.dirname(PROGRAM))
     import ticketboss as t  # noqa: PLC0415 -- here alone; the rest sees it from outside
+
     store = t.Store(path)
     store.start(SEATS)
     began = time.perf_counter()
     for _ in range(SEATS):
         seen, new = store.load(), str(uuid.uuid4())
-        document = t.reserve(seen.database.document(None), t.Reservation(
-            new, "abc-corp", 1, "waitlisted", ts=AT))
+        document = t.reserve(
+            seen.database.document(None),
+            t.Reservation(new, "abc-corp", 1, "waitlisted", ts=AT),
+        )
         assert store.swap(seen, seen.database.having(document))
     return SEATS / (time.perf_counter() - began)
 
@@ -169,8 +187,11 @@ def running(*command: str) -> Iterator[tuple[int, int, float]]:
 def measure_once() -> None:
     """Each variant once, on fresh files."""
     with tempfile.TemporaryDirectory() as folder:
-        with running(PROGRAM, "--quiet", "--port=0", f"--db={folder}/db.json"
-                     ) as (port, process, first_answer):
+        with running(PROGRAM, "--quiet", "--port=0", f"--db={folder}/db.json") as (
+            port,
+            process,
+            first_answer,
+        ):
             found["first answer"].append(first_answer)
             for name, request, total in LOADS:
                 found[name].append(rate(port, request, total))
@@ -188,8 +209,10 @@ def measure_once() -> None:
             for name, request, total in LOADS:
                 found[f"bare {name}"].append(rate(port, request, total))
         for name in "SQLite", "SQLite, locked":
-            with (tempfile.TemporaryDirectory() as other,
-                  running(__file__, name, other) as (port, *_)):
+            with (
+                tempfile.TemporaryDirectory() as other,
+                running(__file__, name, other) as (port, *_),
+            ):
                 found[name].append(rate(port, POST, SEATS))
         found["commit each"].append(commit_each(f"{folder}/each.json"))
     began = time.perf_counter()
@@ -203,11 +226,18 @@ def measure_sizes() -> None:
         servers = {}
         for size in SIZES:
             path = f"{stack.enter_context(tempfile.TemporaryDirectory())}/db.json"
-            event = {"eventId": "node-meetup-2025", "name": "Node.js Meet-up",
-                     "totalSeats": 2 * size, "availableSeats": size, "version": size}
+            event = {
+                "eventId": "node-meetup-2025",
+                "name": "Node.js Meet-up",
+                "totalSeats": 2 * size,
+                "availableSeats": size,
+                "version": size,
+            }
             one = {"partnerId": "abc-corp", "seats": 1, "status": "confirmed", "ts": AT}
-            sold = {key: {"reservationId": key, **one}
-                    for key in (f"{n:036}" for n in range(size))}
+            sold = {
+                key: {"reservationId": key, **one}
+                for key in (f"{n:036}" for n in range(size))
+            }
             Path(path).write_text(json.dumps({"event": event, "reservations": sold}))
             command = PROGRAM, "--quiet", "--port=0", f"--db={path}"
             servers[size] = path, stack.enter_context(running(*command))[0]
@@ -225,18 +255,22 @@ def main() -> None:
     measure_sizes()
     m = {name: median(figures) for name, figures in found.items()}
     most = max(4, 1.6 * m["write 10000"] / m["write 100"])
-    rows = [("POST: a bare app", "POST", "bare POST", "0.5 or more"),
-            ("POST: a commit for each sale", "POST", "commit each", "2 or more"),
-            ("POST: an app over SQLite", "POST", "SQLite", "1.5 or more"),
-            ("  its writers in line at a lock", "POST", "SQLite, locked", ""),
-            ("GET /event: a bare app", "GET", "bare GET", "0.85 or more"),
-            ("  while orders wait", "GET, locked", "bare GET", "0.85 or more"),
-            ("GET /reservations: a bare app", "list", "bare list", ""),
-            ("first answer, s: the imports", "first answer", "import", "3 or less")]
+    rows = [
+        ("POST: a bare app", "POST", "bare POST", "0.5 or more"),
+        ("POST: a commit for each sale", "POST", "commit each", "2 or more"),
+        ("POST: an app over SQLite", "POST", "SQLite", "1.5 or more"),
+        ("  its writers in line at a lock", "POST", "SQLite, locked", ""),
+        ("GET /event: a bare app", "GET", "bare GET", "0.85 or more"),
+        ("  while orders wait", "GET, locked", "bare GET", "0.85 or more"),
+        ("GET /reservations: a bare app", "list", "bare list", ""),
+        ("first answer, s: the imports", "first answer", "import", "3 or less"),
+    ]
     for size in SIZES:
         goal = f"{most:.1f} or less" if size == 10_000 else ""
-        rows += [(f"a sale at {size:,}, s: at 100", f"sale {size}", "sale 100", goal),
-                 ("  the write alone", f"sale {size}", f"write {size}", "")]
+        rows += [
+            (f"a sale at {size:,}, s: at 100", f"sale {size}", "sale 100", goal),
+            ("  the write alone", f"sale {size}", f"write {size}", ""),
+        ]
     table = "{:34}{:>11}{:>10}{:>7}  {}".format
     print(table("answers a second", "TicketBoss", "other", "ratio", "goal"))
     for label, ours, other, goal in rows:

@@ -36,10 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def pick(request: pytest.FixtureRequest) -> Callable[[int, int, int], int]:
     """pick(small, middling, large): the size that this run was asked for."""
+
     def pick(small: int, middling: int, large: int) -> int:
         if request.config.getoption("--long"):
             return large
         return middling if request.config.getoption("--middling") else small
+
     return pick
 
 
@@ -75,9 +77,11 @@ def db(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_app(db: Path) -> Callable[..., Any]:
     """make_app(**settings): an app on this test's database; again: another on it."""
+
     def make_app(**settings: Any) -> Any:
         told = {"db": str(db), "quiet": True, "by_hand": True} | settings
         return ticketboss.create_app(ticketboss.Settings(**told))
+
     return make_app
 
 
@@ -100,8 +104,12 @@ class Server:
         self.db = db
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), "--db", str(db), "--port", "0", *options],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **env}, cwd=db.parent)
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+            cwd=db.parent,
+        )
         self.banner = ""
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -113,14 +121,21 @@ class Server:
             assert self.process.stderr is not None
             raise AssertionError(self.banner + self.process.stderr.read())
 
-    def ask(self, method: str, path: str, body: object = None, **headers: str
-            ) -> tuple[int, Any, dict[str, str]]:
+    def ask(
+        self, method: str, path: str, body: object = None, **headers: str
+    ) -> tuple[int, Any, dict[str, str]]:
         """The status, the parsed JSON (or text, or None), and the headers."""
-        data = body if isinstance(body, bytes) else (
-            None if body is None else json.dumps(body).encode())
+        data = (
+            body
+            if isinstance(body, bytes)
+            else (None if body is None else json.dumps(body).encode())
+        )
         request = urllib.request.Request(
-            self.url + path, data, {k.replace("_", "-"): v for k, v in headers.items()},
-            method=method)
+            self.url + path,
+            data,
+            {k.replace("_", "-"): v for k, v in headers.items()},
+            method=method,
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 status, raw, head = answer.status, answer.read(), answer.headers
@@ -147,6 +162,7 @@ def serve(db: Path) -> Iterator[Callable[..., Server]]:
     def serve(*options: str, db: Path = db, **env: str) -> Server:
         running.append(Server(db, "--quiet", *options, **env))
         return running[-1]
+
     yield serve
     for server in running:
         server.stop(signal.SIGKILL)

@@ -40,8 +40,12 @@ class Client:
     def send(self, method: str, path: str, body: object = None, **headers: str) -> None:
         """Ask, and do not wait for the answer."""
         data = None if body is None else json.dumps(body).encode()
-        self.connection.request(method, path, data, {
-            name.replace("_", "-"): value for name, value in headers.items()})
+        self.connection.request(
+            method,
+            path,
+            data,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+        )
 
     def receive(self) -> Answer:
         """The answer; raises OSError or HTTPException if the server is gone."""
@@ -49,8 +53,9 @@ class Client:
         raw = answer.read()
         return Answer(answer.status, json.loads(raw) if raw else None, answer.headers)
 
-    def ask(self, method: str, path: str, body: object = None,
-            **headers: str) -> Answer:
+    def ask(
+        self, method: str, path: str, body: object = None, **headers: str
+    ) -> Answer:
         """Both."""
         self.send(method, path, body, **headers)
         return self.receive()
@@ -68,8 +73,10 @@ class Crowd:
     def __init__(self, size: int, work: Callable[[int], None]) -> None:
         self.failures: list[BaseException] = []
         self.gate = threading.Barrier(size)
-        self.threads = [threading.Thread(target=self._run, args=(work, number))
-                        for number in range(size)]
+        self.threads = [
+            threading.Thread(target=self._run, args=(work, number))
+            for number in range(size)
+        ]
 
     def __enter__(self) -> Crowd:
         """Begin."""

@@ -47,8 +47,10 @@ def plants(text: str) -> list[Plant]:
     found = []
     for block in text.split("\n\n")[1:]:
         name, test, lines = f"{block.strip()}\n".split("\n", 2)
-        changes = [tuple(re.sub("^.", "", part, flags=re.MULTILINE) for part in change)
-                   for change in re.findall(r"((?:-.*\n)+)((?:\+.*\n)*)", lines)]
+        changes = [
+            tuple(re.sub("^.", "", part, flags=re.MULTILINE) for part in change)
+            for change in re.findall(r"((?:-.*\n)+)((?:\+.*\n)*)", lines)
+        ]
         found.append(Plant(name, test, changes))
     return found
 
@@ -59,20 +61,39 @@ PLANTS = plants((TESTS / "mutants.txt").read_text())
 def run(source: str, tests: list[str]) -> tuple[str, str]:
     """Whether these tests passed or failed, hung or did not run; and their words."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(TESTS, f"{folder}/tests", ignore=shutil.ignore_patterns(
-            "__pycache__", ".*"))
+        shutil.copytree(
+            TESTS, f"{folder}/tests", ignore=shutil.ignore_patterns("__pycache__", ".*")
+        )
         Path(folder, "ticketboss.py").write_text(source)
-        env = {name: value for name, value in os.environ.items()
-               if name != "PYTEST_ADDOPTS" and not name.startswith("TICKETBOSS_")}
-        command = [sys.executable, "-m", "pytest", "-x", "-n0", "--tb=short",
-                   *(f"tests/{test}" for test in tests)]
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "PYTEST_ADDOPTS" and not name.startswith("TICKETBOSS_")
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-n0",
+            "--tb=short",
+            *(f"tests/{test}" for test in tests),
+        ]
         try:
-            done = subprocess.run(command, cwd=folder, env=env, text=True, check=False,
-                                  capture_output=True, timeout=PATIENCE_S)
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=env,
+                text=True,
+                check=False,
+                capture_output=True,
+                timeout=PATIENCE_S,
+            )
         except subprocess.TimeoutExpired:
             return "hung", f"no end after {PATIENCE_S} s"
     failed = done.returncode == 1 and re.search(
-        r"^\d+ failed", done.stdout, re.MULTILINE)
+        r"^\d+ failed", done.stdout, re.MULTILINE
+    )
     verdict = "passed" if done.returncode == 0 else "failed" if failed else "error"
     return verdict, done.stdout + done.stderr
 
@@ -97,8 +118,11 @@ def main(chosen: list[Plant], *, talkative: bool = False) -> int:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         results = pool.map(check, chosen)
         for plant, (caught, seconds, words) in zip(chosen, results, strict=True):
-            print(f"{'caught' if caught else 'MISSED'} {seconds:5.1f} s  {plant.name}: "
-                  f"{plant.test}", flush=True)
+            print(
+                f"{'caught' if caught else 'MISSED'} {seconds:5.1f} s  {plant.name}: "
+                f"{plant.test}",
+                flush=True,
+            )
             if talkative or not caught:
                 print(words)
             score += caught

@@ -62,8 +62,11 @@ def discreet(app, db):
 
 def signed_up(client, name, **more):
     """The answer to a registration; `more` goes into the body."""
-    return client.post("/api/v1/auth/register", json={
-        "username": name, "email": f"{name}@example.com", "password": PASSWORD} | more)
+    return client.post(
+        "/api/v1/auth/register",
+        json={"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+        | more,
+    )
 
 
 def bearer(token):
@@ -80,24 +83,30 @@ def outcome(answer):
 def cheaper_hashes(monkeypatch):
     """Let a hash take 3 ms, not 100; how dear it should be is asked for as ever."""
     real = hashlib.scrypt
-    monkeypatch.setattr(hashlib, "scrypt", lambda *args, **cost: real(
-        *args, **cost | {"n": min(1024, cost["n"])}))
+    monkeypatch.setattr(
+        hashlib,
+        "scrypt",
+        lambda *args, **cost: real(*args, **cost | {"n": min(1024, cost["n"])}),
+    )
 
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
     """db.json with an admin and two users in it; and the headers that each sends."""
     db = tmp_path_factory.mktemp("people") / "db.json"
-    client = discreet(create_app(
-        Settings(db=str(db), quiet=True, by_hand=True, loopback=True)), db)
+    client = discreet(
+        create_app(Settings(db=str(db), quiet=True, by_hand=True, loopback=True)), db
+    )
     for name in NAMES:
         assert signed_up(client, name).status_code == 201
     file = json.loads(db.read_text())
     for member in file["accounts"]["members"].values():  # quicker to check
         member["password"] = generate_password_hash(PASSWORD, "scrypt:1024:8:1")
     db.write_text(json.dumps(file))
-    told = {name: client.post("/login", json={"username": name, "password": PASSWORD})
-            for name in NAMES}
+    told = {
+        name: client.post("/login", json={"username": name, "password": PASSWORD})
+        for name in NAMES
+    }
     return db.read_bytes(), {n: bearer(a.json["token"]) for n, a in told.items()}
 
 
@@ -135,26 +144,39 @@ def bob(people):
 @pytest.fixture
 def edit(db, saved):
     """edit(change): change the accounts in the file by hand."""
+
     def edit(change):
         file = saved()
         change(file["accounts"]["members"])
         db.write_text(json.dumps(file))
+
     return edit
 
 
 # --- Registering and logging in -------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [
-    {"email": "ann@example.com"}, {"email": "ANN@Example.com"}, {"username": "ann"},
-    {"userId": 2}, {"userId": "2"}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        {"email": "ann@example.com"},
+        {"email": "ANN@Example.com"},
+        {"username": "ann"},
+        {"userId": 2},
+        {"userId": "2"},
+    ],
+)
 def test_a_login_gives_a_token_for_one_hour_that_says_nothing_else(visit, name):
     status, told = outcome(visit().post("/login", json=name | {"password": PASSWORD}))
     claims = jwt.decode(told["token"], options={"verify_signature": False})
     lifetime = claims["exp"] - claims["iat"]
     assert status == 200
-    assert told == {"token": told["token"], "accessToken": told["token"],
-                    "tokenType": "Bearer", "expiresIn": 3600}
+    assert told == {
+        "token": told["token"],
+        "accessToken": told["token"],
+        "tokenType": "Bearer",
+        "expiresIn": 3600,
+    }
     assert jwt.get_unverified_header(told["token"])["alg"] == "HS256"
     assert claims.keys() == {"sub", "role", "iat", "exp", "jti"}
     assert (claims["sub"], claims["role"], lifetime) == ("2", "user", 3600)
@@ -168,7 +190,8 @@ def test_no_two_tokens_are_the_same(visit):
 
 
 def test_an_unknown_user_is_refused_like_a_wrong_password_at_the_same_cost(
-        visit, monkeypatch, edit):
+    visit, monkeypatch, edit
+):
     dear = generate_password_hash(PASSWORD)
     edit(lambda members: members["2"].update(password=dear))
     client, real, costs = visit(), hashlib.scrypt, []
@@ -187,12 +210,20 @@ def test_an_unknown_user_is_refused_like_a_wrong_password_at_the_same_cost(
     assert costs[0] == costs[1]
 
 
-@pytest.mark.parametrize("body", [
-    {}, {"username": "ann"}, {"password": PASSWORD},
-    {"username": "ann", "password": ""},
-    {"username": "ann", "email": "ann@example.com", "password": PASSWORD},
-    {"username": "ann", "password": 12345678}, {"username": ["ann"], "password": "x"},
-    {"username": "ann", "password": "x" * 1025}, {"userId": True, "password": "x"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"username": "ann"},
+        {"password": PASSWORD},
+        {"username": "ann", "password": ""},
+        {"username": "ann", "email": "ann@example.com", "password": PASSWORD},
+        {"username": "ann", "password": 12345678},
+        {"username": ["ann"], "password": "x"},
+        {"username": "ann", "password": "x" * 1025},
+        {"userId": True, "password": "x"},
+    ],
+)
 def test_a_login_without_one_name_and_a_password_is_a_bad_request(visit, body):
     status, told = outcome(visit().post("/login", json=body))
     assert status == 400
@@ -201,16 +232,27 @@ def test_a_login_without_one_name_and_a_password_is_a_bad_request(visit, body):
 
 def test_a_registration_tells_the_new_account_and_nothing_else(fresh, saved):
     client = fresh()
-    assert outcome(signed_up(client, "divinealph")) == (201, {
-        "message": "User registered successfully.", "error": False,
-        "data": {"id": 1, "username": "divinealph", "email": "divinealph@example.com"}})
+    assert outcome(signed_up(client, "divinealph")) == (
+        201,
+        {
+            "message": "User registered successfully.",
+            "error": False,
+            "data": {
+                "id": 1,
+                "username": "divinealph",
+                "email": "divinealph@example.com",
+            },
+        },
+    )
     assert PASSWORD not in json.dumps(saved())
 
 
-@pytest.mark.parametrize("password", [
-    "1234567", "", None, 12345678, "x" * 1025, "\u00e9" * 513])
+@pytest.mark.parametrize(
+    "password", ["1234567", "", None, 12345678, "x" * 1025, "\u00e9" * 513]
+)
 def test_a_password_is_refused_below_8_characters_and_above_1024_bytes(
-        visit, saved, password):
+    visit, saved, password
+):
     client, before = visit(), saved()
     status, told = outcome(signed_up(client, "carl", password=password))
     assert (status, told["error"], saved()) == (400, True, before)
@@ -225,24 +267,46 @@ def test_a_password_counts_from_its_first_character_to_its_1024th_byte(visit, pa
         assert client.post("/login", json=body).status_code == status
 
 
-@pytest.mark.parametrize("body", [
-    {"username": ""}, {"username": None}, {"username": "a" * 201}, {"username": "a\nb"},
-    {"username": 7}, {"email": "carl"}, {"email": "a b@example.com"}, {"email": None},
-    {"username": "2"}, {"username": "\u00b2"}, {"username": "\uff12"},
-    {"username": "\uff11\uff12"}, {"username": "ann@example.com"},
-    {"username": "victim\uff20corp.de"}, {"username": "victim\ufe6bcorp.de"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"username": ""},
+        {"username": None},
+        {"username": "a" * 201},
+        {"username": "a\nb"},
+        {"username": 7},
+        {"email": "carl"},
+        {"email": "a b@example.com"},
+        {"email": None},
+        {"username": "2"},
+        {"username": "\u00b2"},
+        {"username": "\uff12"},
+        {"username": "\uff11\uff12"},
+        {"username": "ann@example.com"},
+        {"username": "victim\uff20corp.de"},
+        {"username": "victim\ufe6bcorp.de"},
+    ],
+)
 def test_a_name_that_is_unusable_or_could_be_taken_for_anothers_is_refused(
-        visit, saved, body):
+    visit, saved, body
+):
     client, before = visit(), saved()
     status, told = outcome(signed_up(client, "carl", **body))
     assert (status, told["error"], saved()) == (400, True, before)
 
 
-@pytest.mark.parametrize("body", [
-    {"email": "ANN@example.COM"}, {"email": "\uff41nn@example.com"},
-    {"username": "Ann"}, {"username": "\uff41\uff4e\uff4e"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"email": "ANN@example.COM"},
+        {"email": "\uff41nn@example.com"},
+        {"username": "Ann"},
+        {"username": "\uff41\uff4e\uff4e"},
+    ],
+)
 def test_a_name_in_other_case_or_another_unicode_form_is_the_same_name(
-        visit, saved, body):
+    visit, saved, body
+):
     client, before = visit(), saved()
     status, told = outcome(signed_up(client, "carl", **body))
     assert (status, told) == (409, {"message": told["message"], "error": True})
@@ -251,8 +315,12 @@ def test_a_name_in_other_case_or_another_unicode_form_is_the_same_name(
 
 def test_of_registrations_of_one_name_at_once_one_is_made(make_app, db, saved):
     clients = [discreet(make_app(loopback=True), db) for _ in range(2)] * 2
-    forms = ["eve@example.com", "EVE@example.com", "\uff45ve@example.com",
-             "eve@EXAMPLE.com"]
+    forms = [
+        "eve@example.com",
+        "EVE@example.com",
+        "\uff45ve@example.com",
+        "eve@EXAMPLE.com",
+    ]
     start = threading.Barrier(len(forms))
 
     def sign_up(client, form):
@@ -264,7 +332,8 @@ def test_of_registrations_of_one_name_at_once_one_is_made(make_app, db, saved):
     members = saved()["accounts"]["members"]
     assert told == [201, 409, 409, 409]
     assert [(key, m["id"], m["role"]) for key, m in members.items()] == [
-        ("1", 1, "admin")]
+        ("1", 1, "admin")
+    ]
 
 
 def test_of_first_accounts_made_at_once_one_is_an_admin(make_app, db, saved):
@@ -325,8 +394,9 @@ def test_few_passwords_are_hashed_at_once(visit, monkeypatch):
 
 def forged(header, claims, key=KEY, digest=hashlib.sha256):
     """A token made by hand, with any header at all."""
-    parts = [p if isinstance(p, bytes) else json.dumps(p).encode()
-             for p in (header, claims)]
+    parts = [
+        p if isinstance(p, bytes) else json.dumps(p).encode() for p in (header, claims)
+    ]
     signed = b".".join(base64.urlsafe_b64encode(p).rstrip(b"=") for p in parts)
     seal = hmac.new(key.encode(), signed, digest).digest() if digest else b""
     return (signed + b"." + base64.urlsafe_b64encode(seal).rstrip(b"=")).decode()
@@ -353,8 +423,8 @@ FORGERIES = {
     "a wrong key": lambda: forged(HS256, claimed(), KEY[::-1]),
     "an empty key": lambda: forged(HS256, claimed(), ""),
     "a key of its own": lambda: forged(
-        HS256 | {"jwk": {"kty": "oct", "k": "AAAA"}, "kid": "../x"}, claimed(),
-        "\0\0\0"),
+        HS256 | {"jwk": {"kty": "oct", "k": "AAAA"}, "kid": "../x"}, claimed(), "\0\0\0"
+    ),
     "critical": lambda: forged(HS256 | {"crit": ["x"], "x": 1}, claimed()),
     "no exp": lambda: forged(HS256, claimed(exp=None)),
     "past exp": lambda: forged(HS256, claimed(exp=int(time.time()) - 100)),
@@ -395,11 +465,17 @@ def test_a_forged_token_opens_nothing_in_any_dialect(visit, saved, forgery):
     ticket = {"eventId": SEEDED, "userId": "root"}
     assert outcome(client.get("/event", headers=header)) == (401, {"error": BAD})
     assert outcome(client.post("/reservations", json=sale, headers=header)) == (
-        401, {"error": BAD})
+        401,
+        {"error": BAD},
+    )
     assert outcome(client.post("/book", json=ticket, headers=header)) == (
-        401, {"error": BAD, "message": BAD})
+        401,
+        {"error": BAD, "message": BAD},
+    )
     assert outcome(client.get("/api/v1/auth/me", headers=header)) == (
-        401, {"message": BAD, "error": True})
+        401,
+        {"message": BAD, "error": True},
+    )
     assert saved() == before
 
 
@@ -413,7 +489,7 @@ def test_a_token_with_any_one_character_changed_is_bad(visit, ann):
     changed = {good[:-1] + letter for letter in letters}
     for n, letter in enumerate(good):
         near = letters[letters.find(letter) ^ 1]  # differs in the lowest bit alone
-        changed |= {good[:n] + other + good[n + 1:] for other in (near, "=", "+", "")}
+        changed |= {good[:n] + other + good[n + 1 :] for other in (near, "=", "+", "")}
         changed.add(good[:n] + "!" + good[n:])
     assert status(good) == 200
     assert {token for token in changed - {good} if status(token) != 401} == set()
@@ -430,15 +506,22 @@ def test_an_account_that_is_gone_has_no_good_token(visit, ann, edit):
     assert client.get("/api/v1/auth/me", headers=ann).status_code == 200
     edit(lambda members: members.pop("2"))
     assert outcome(client.get("/api/v1/auth/me", headers=ann)) == (
-        401, {"message": BAD, "error": True})
+        401,
+        {"message": BAD, "error": True},
+    )
 
 
 def test_a_role_is_what_the_store_says_now_and_not_what_the_token_says(
-        visit, ann, root, edit):
+    visit, ann, root, edit
+):
     client, event = visit(require_login=True), {"name": "Talk", "totalTickets": 5}
     assert client.post("/initialize", json=event, headers=root).status_code == 201
-    edit(lambda members: (members["1"].update(role="user"),
-                          members["2"].update(role="admin")))
+    edit(
+        lambda members: (
+            members["1"].update(role="user"),
+            members["2"].update(role="admin"),
+        )
+    )
     assert client.post("/initialize", json=event, headers=root).status_code == 403
     assert client.post("/initialize", json=event, headers=ann).status_code == 201
 
@@ -457,13 +540,24 @@ def test_the_scheme_of_a_token_has_no_case(visit, ann):
 # --- The key --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "starts"), [
-    ("x" * 31, False), ("x", False), ("\u00e9" * 15, False),
-    ("ssh-rsa " + "A" * 40, False),  # no login would work with it
-    ("-----BEGIN PUBLIC KEY-----\n" + "A" * 40 + "\n-----END PUBLIC KEY-----", False),
-    ("x" * 32, True), ("\u00e9" * 16, True)])
+@pytest.mark.parametrize(
+    ("key", "starts"),
+    [
+        ("x" * 31, False),
+        ("x", False),
+        ("\u00e9" * 15, False),
+        ("ssh-rsa " + "A" * 40, False),  # no login would work with it
+        (
+            "-----BEGIN PUBLIC KEY-----\n" + "A" * 40 + "\n-----END PUBLIC KEY-----",
+            False,
+        ),
+        ("x" * 32, True),
+        ("\u00e9" * 16, True),
+    ],
+)
 def test_a_jwt_secret_of_less_than_32_bytes_stops_the_start(
-        db, monkeypatch, key, starts):
+    db, monkeypatch, key, starts
+):
     monkeypatch.setenv("TICKETBOSS_DB", str(db))
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
     monkeypatch.setenv("JWT_SECRET", key)
@@ -480,9 +574,13 @@ def test_a_jwt_secret_of_less_than_32_bytes_stops_the_start(
 def test_the_command_refuses_a_short_jwt_secret_in_one_line(db):
     program = Path(ticketboss.__file__)
     ended = subprocess.run(
-        [sys.executable, str(program), "--db", str(db), "--port", "0"], timeout=30,
-        env={**os.environ, "JWT_SECRET": "tooshort"}, capture_output=True, text=True,
-        check=False)
+        [sys.executable, str(program), "--db", str(db), "--port", "0"],
+        timeout=30,
+        env={**os.environ, "JWT_SECRET": "tooshort"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode != 0
     assert "JWT_SECRET" in ended.stderr
     assert "tooshort" not in ended.stderr + ended.stdout
@@ -492,12 +590,14 @@ def test_the_command_refuses_a_short_jwt_secret_in_one_line(db):
 
 def test_tokens_are_signed_with_the_jwt_secret_that_was_given(visit):
     answer = visit(jwt_secret=KEY).post(
-        "/login", json={"username": "ann", "password": PASSWORD})
+        "/login", json={"username": "ann", "password": PASSWORD}
+    )
     assert jwt.decode(answer.json["token"], KEY, ["HS256"])["sub"] == "2"
 
 
 def test_without_jwt_secret_all_workers_share_one_key_in_a_file_of_ones_own(
-        make_app, db, saved):
+    make_app, db, saved
+):
     db.unlink(missing_ok=True)
     workers = [discreet(make_app(), db) for _ in range(2)]  # both before there is a key
     db.chmod(0o644)
@@ -521,29 +621,42 @@ def test_without_jwt_secret_all_workers_share_one_key_in_a_file_of_ones_own(
 BY_HAND = {"by_hand": True, "loopback": True}
 
 
-@pytest.mark.parametrize(("settings", "headers", "address", "role"), [
-    (BY_HAND, {}, "127.0.0.1", "admin"),
-    (BY_HAND, {}, "::1", "admin"),
-    (BY_HAND, {"Forwarded": "for=127.0.0.1"}, "127.0.0.1", "user"),
-    (BY_HAND, {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", "user"),
-    (BY_HAND, {"X-Forwarded-Host": "localhost"}, "127.0.0.1", "user"),
-    (BY_HAND, {"X-Forwarded-Anything": ""}, "127.0.0.1", "user"),
-    (BY_HAND | {"trust_proxy": True}, {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1",
-     "user"),
-    (BY_HAND, {}, "192.0.2.1", "user"),
-    (BY_HAND | {"loopback": False}, {}, "127.0.0.1", "user"),
-    ({"by_hand": False}, {}, "127.0.0.1", "user")])
+@pytest.mark.parametrize(
+    ("settings", "headers", "address", "role"),
+    [
+        (BY_HAND, {}, "127.0.0.1", "admin"),
+        (BY_HAND, {}, "::1", "admin"),
+        (BY_HAND, {"Forwarded": "for=127.0.0.1"}, "127.0.0.1", "user"),
+        (BY_HAND, {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", "user"),
+        (BY_HAND, {"X-Forwarded-Host": "localhost"}, "127.0.0.1", "user"),
+        (BY_HAND, {"X-Forwarded-Anything": ""}, "127.0.0.1", "user"),
+        (
+            BY_HAND | {"trust_proxy": True},
+            {"X-Forwarded-For": "127.0.0.1"},
+            "127.0.0.1",
+            "user",
+        ),
+        (BY_HAND, {}, "192.0.2.1", "user"),
+        (BY_HAND | {"loopback": False}, {}, "127.0.0.1", "user"),
+        ({"by_hand": False}, {}, "127.0.0.1", "user"),
+    ],
+)
 def test_the_first_account_is_an_admin_only_by_hand_and_from_this_machine(
-        fresh, saved, settings, headers, address, role):
+    fresh, saved, settings, headers, address, role
+):
     answer = fresh(**settings).post(
-        "/api/v1/auth/register", headers=headers, environ_base={"REMOTE_ADDR": address},
-        json={"username": "ann", "email": "ann@example.com", "password": PASSWORD})
+        "/api/v1/auth/register",
+        headers=headers,
+        environ_base={"REMOTE_ADDR": address},
+        json={"username": "ann", "email": "ann@example.com", "password": PASSWORD},
+    )
     assert answer.status_code == 201
     assert saved()["accounts"]["members"]["1"].get("role", "user") == role
 
 
 def test_a_first_account_under_another_server_is_an_ordinary_one(
-        db, saved, monkeypatch):
+    db, saved, monkeypatch
+):
     monkeypatch.setenv("TICKETBOSS_DB", str(db))
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
     monkeypatch.delenv("JWT_SECRET", raising=False)
@@ -554,9 +667,11 @@ def test_a_first_account_under_another_server_is_an_ordinary_one(
 def test_a_real_server_sees_that_a_first_account_came_through_a_proxy(serve, db, saved):
     server = serve()
     status, told, headers = server.ask(
-        "POST", "/api/v1/auth/register",
+        "POST",
+        "/api/v1/auth/register",
         {"username": "ann", "email": "ann@example.com", "password": PASSWORD},
-        Forwarded="for=127.0.0.1")
+        Forwarded="for=127.0.0.1",
+    )
     members = saved()["accounts"]["members"]
     ended = server.stop()
     assert status == 201
@@ -568,42 +683,79 @@ def test_a_real_server_sees_that_a_first_account_came_through_a_proxy(serve, db,
 
 
 CHANGES = [
-    ("POST", "/reservations"), ("DELETE", "/reservations/x"),
+    ("POST", "/reservations"),
+    ("DELETE", "/reservations/x"),
     ("POST", f"/events/{SEEDED}/reservations"),
     ("DELETE", f"/events/{SEEDED}/reservations/x"),
-    ("POST", "/initialize"), ("POST", "/book"), ("POST", "/cancel"),
-    ("DELETE", "/events/1"), ("POST", "/api/v1/event"), ("DELETE", "/api/v1/event/1"),
-    ("POST", "/api/v1/booking"), ("DELETE", "/api/v1/booking/1")]
+    ("POST", "/initialize"),
+    ("POST", "/book"),
+    ("POST", "/cancel"),
+    ("DELETE", "/events/1"),
+    ("POST", "/api/v1/event"),
+    ("DELETE", "/api/v1/event/1"),
+    ("POST", "/api/v1/booking"),
+    ("DELETE", "/api/v1/booking/1"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 def test_no_change_is_made_without_a_token_where_login_is_required(
-        visit, saved, method, path):
+    visit, saved, method, path
+):
     client, before = visit(require_login=True), saved()
-    good = {"partnerId": "abc-corp", "seats": 1, "eventId": SEEDED, "userId": "ann",
-            "firstName": "A", "lastName": "B", "email": "a@example.com", "name": "Talk",
-            "ticketsReserved": 1, "date": "2024-12-01", "totalTickets": 5}
+    good = {
+        "partnerId": "abc-corp",
+        "seats": 1,
+        "eventId": SEEDED,
+        "userId": "ann",
+        "firstName": "A",
+        "lastName": "B",
+        "email": "a@example.com",
+        "name": "Talk",
+        "ticketsReserved": 1,
+        "date": "2024-12-01",
+        "totalTickets": 5,
+    }
     answer = client.open(path, method=method, json=good)
     text = "No token provided"
-    shape = ({"message": text, "error": True} if path.startswith("/api/v1") else
-             {"error": text} if "reservations" in path else
-             {"error": text, "message": text})
+    shape = (
+        {"message": text, "error": True}
+        if path.startswith("/api/v1")
+        else {"error": text}
+        if "reservations" in path
+        else {"error": text, "message": text}
+    )
     assert outcome(answer) == (401, shape)
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     assert saved() == before
 
 
-@pytest.mark.parametrize("path", [
-    "/event", "/events", f"/events/{SEEDED}", f"/status/{SEEDED}", "/_health", "/",
-    f"/api/v1/booking/status/{SEEDED}"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/event",
+        "/events",
+        f"/events/{SEEDED}",
+        f"/status/{SEEDED}",
+        "/_health",
+        "/",
+        f"/api/v1/booking/status/{SEEDED}",
+    ],
+)
 def test_looking_at_events_needs_no_token_where_login_is_required(visit, path):
     assert visit(require_login=True).get(path).status_code == 200
 
 
 @pytest.mark.parametrize("required", [False, True])
-@pytest.mark.parametrize(("method", "path"), [
-    ("GET", "/api/v1/auth/me"), ("GET", "/api/v1/event"), ("POST", "/api/v1/event"),
-    ("DELETE", "/api/v1/event/1")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/auth/me"),
+        ("GET", "/api/v1/event"),
+        ("POST", "/api/v1/event"),
+        ("DELETE", "/api/v1/event/1"),
+    ],
+)
 def test_what_always_needs_a_token_says_so(visit, required, method, path):
     answer = visit(require_login=required).open(path, method=method)
     assert outcome(answer) == (401, {"message": "No token provided", "error": True})
@@ -622,8 +774,10 @@ def test_only_an_admin_makes_and_removes_events(visit, saved, ann, root):
     client, before = visit(require_login=True), saved()
     event = {"eventId": 1, "totalTickets": 5}
     told = client.post("/initialize", json=event, headers=ann)
-    assert outcome(told) == (403, {"error": told.json["error"],
-                                   "message": told.json["error"]})
+    assert outcome(told) == (
+        403,
+        {"error": told.json["error"], "message": told.json["error"]},
+    )
     assert saved() == before
     assert client.post("/initialize", json=event, headers=root).status_code == 201
     before = saved()
@@ -632,8 +786,13 @@ def test_only_an_admin_makes_and_removes_events(visit, saved, ann, root):
     assert client.delete("/events/1", headers=root).status_code == 204
 
 
-OWN_NAMES = [{"userId": 2}, {"userId": "2"}, {"userId": "ann"},
-             {"userEmail": "ann@example.com"}, {"userEmail": "Ann@EXAMPLE.com"}]
+OWN_NAMES = [
+    {"userId": 2},
+    {"userId": "2"},
+    {"userId": "ann"},
+    {"userEmail": "ann@example.com"},
+    {"userEmail": "Ann@EXAMPLE.com"},
+]
 
 
 @pytest.mark.parametrize("required", [False, True])
@@ -642,20 +801,32 @@ def test_all_names_of_an_account_are_one_user(visit, ann, name, required):
     client = visit(require_login=required)
 
     def ask(path, who):
-        return client.post(path, json={"eventId": SEEDED} | who,
-                           headers=ann).status_code
+        return client.post(
+            path, json={"eventId": SEEDED} | who, headers=ann
+        ).status_code
 
     assert ask("/book", name) == 200
     assert [ask("/book", other) for other in OWN_NAMES] == [409] * 5
     assert client.get("/event").json["reservationCount"] == 1
     assert [ask("/cancel", other) for other in reversed(OWN_NAMES)] == [
-        200, 404, 404, 404, 404]
+        200,
+        404,
+        404,
+        404,
+        404,
+    ]
     assert client.get("/event").json["reservationCount"] == 0
 
 
-@pytest.mark.parametrize("address", [
-    "re\u0301my@example.com", "\uff52emy@example.com", "R\u00c9MY@example.com",
-    "stra\u00dfe@example.com"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "re\u0301my@example.com",
+        "\uff52emy@example.com",
+        "R\u00c9MY@example.com",
+        "stra\u00dfe@example.com",
+    ],
+)
 def test_an_account_books_by_the_very_address_it_registered(fresh, address):
     client = fresh(require_login=True)
     assert signed_up(client, "remy", email=address).status_code == 201
@@ -666,23 +837,28 @@ def test_an_account_books_by_the_very_address_it_registered(fresh, address):
 
 
 @pytest.mark.parametrize("required", [False, True])
-@pytest.mark.parametrize("name", [
-    {"userId": 2}, {"userId": "ann"}, {"userEmail": "ann@example.com"}])
+@pytest.mark.parametrize(
+    "name", [{"userId": 2}, {"userId": "ann"}, {"userEmail": "ann@example.com"}]
+)
 def test_a_token_books_and_cancels_for_nobody_but_its_user(
-        visit, saved, ann, bob, name, required):
+    visit, saved, ann, bob, name, required
+):
     client, ticket = visit(require_login=required), {"eventId": SEEDED} | name
     assert client.post("/book", json=ticket, headers=bob).status_code == 403
     assert client.post("/book", json=ticket, headers=ann).status_code == 200
     before = saved()
     told = client.post("/cancel", json=ticket, headers=bob)
-    assert outcome(told) == (403, {"error": told.json["error"],
-                                   "message": told.json["error"]})
+    assert outcome(told) == (
+        403,
+        {"error": told.json["error"], "message": told.json["error"]},
+    )
     assert client.post("/cancel", json=ticket).status_code == 401
     assert saved() == before
 
 
-@pytest.mark.parametrize("name", [
-    {"userId": 2}, {"userId": "ann"}, {"userEmail": "ann@example.com"}])
+@pytest.mark.parametrize(
+    "name", [{"userId": 2}, {"userId": "ann"}, {"userEmail": "ann@example.com"}]
+)
 def test_an_admin_cancels_for_a_user_by_any_of_their_names(visit, ann, root, name):
     client, ticket = visit(require_login=True), {"eventId": SEEDED, "userId": "ann"}
     assert client.post("/book", json=ticket, headers=ann).status_code == 200
@@ -692,7 +868,8 @@ def test_an_admin_cancels_for_a_user_by_any_of_their_names(visit, ann, root, nam
 
 
 def test_no_request_has_the_rights_of_another_that_it_shares_a_write_with(
-        visit, db, people):
+    visit, db, people
+):
     client, headers = visit(), people[1]
     sale = {"partnerId": "abc-corp", "seats": 1}
     sold = client.post("/reservations", json=sale, headers=headers["ann"]).json
@@ -717,7 +894,8 @@ def test_no_request_has_the_rights_of_another_that_it_shares_a_write_with(
 @pytest.mark.parametrize("required", [False, True])
 @pytest.mark.parametrize("who", ["ann", "root"])
 def test_a_reservation_made_with_a_token_is_cancelled_by_its_owner_or_an_admin(
-        visit, saved, people, required, who):
+    visit, saved, people, required, who
+):
     client, headers = visit(require_login=required), people[1]
     sale = {"partnerId": "abc-corp", "seats": 3}
     sold = client.post("/reservations", json=sale, headers=headers["ann"]).json
@@ -741,24 +919,41 @@ def test_a_bad_token_is_refused_where_none_would_do(visit, saved):
 
 
 def test_where_login_is_required_users_see_their_own_reservations_and_admins_all(
-        visit, people):
+    visit, people
+):
     client, headers = visit(require_login=True), people[1]
-    sold = {name: client.post(
-        "/reservations", json={"partnerId": name, "seats": 1},
-        headers=headers[name]).json["reservationId"] for name in NAMES}
-    assert client.delete(f"/reservations/{sold['bob']}",
-                         headers=headers["bob"]).status_code == 204
+    sold = {
+        name: client.post(
+            "/reservations", json={"partnerId": name, "seats": 1}, headers=headers[name]
+        ).json["reservationId"]
+        for name in NAMES
+    }
+    assert (
+        client.delete(
+            f"/reservations/{sold['bob']}", headers=headers["bob"]
+        ).status_code
+        == 204
+    )
     for prefix in "", f"/events/{SEEDED}":
-        told = {name: client.get(f"{prefix}/reservations", headers=headers[name])
-                for name in NAMES}
+        told = {
+            name: client.get(f"{prefix}/reservations", headers=headers[name])
+            for name in NAMES
+        }
         assert {n: [r["partnerId"] for r in a.json] for n, a in told.items()} == {
-            "root": [*NAMES], "ann": ["ann"], "bob": ["bob"]}
+            "root": [*NAMES],
+            "ann": ["ann"],
+            "bob": ["bob"],
+        }
         assert outcome(client.get(f"{prefix}/reservations")) == (
-            401, {"error": "No token provided"})
+            401,
+            {"error": "No token provided"},
+        )
         for name in NAMES:
             path = f"{prefix}/reservations/{sold[name]}"
-            seen = {who: client.get(path, headers=headers.get(who, {})).status_code
-                    for who in (*NAMES, "nobody")}
+            seen = {
+                who: client.get(path, headers=headers.get(who, {})).status_code
+                for who in (*NAMES, "nobody")
+            }
             wanted = dict.fromkeys((*NAMES, "nobody"), 404) | {"root": 200, name: 200}
             assert seen == wanted
     beyond = client.get(f"/reservations?after={sold['bob']}", headers=headers["ann"])
@@ -769,16 +964,27 @@ def test_names_and_addresses_of_bookings_are_in_no_answer_to_partners(visit, ann
     client = visit()
     concert = {"name": "Concert", "date": "2024-12-01", "totalTickets": 5}
     assert client.post("/api/v1/event", json=concert, headers=root).status_code == 201
-    who = {"eventId": 1, "firstName": "Wilhelmina", "lastName": "Quackenbush",
-           "email": "mina@example.org"}
+    who = {
+        "eventId": 1,
+        "firstName": "Wilhelmina",
+        "lastName": "Quackenbush",
+        "email": "mina@example.org",
+    }
     for tickets, headers in (1, ann), (2, {}), (2, {}), (1, {}):
         body = who | {"ticketsReserved": tickets}
         told = client.post("/api/v1/booking", json=body, headers=headers)
         assert told.status_code in {200, 201}
     listed = client.get("/events/1/reservations")
     ids = [r["reservationId"] for r in listed.json]
-    paths = ["/events/1", "/events", "/status/1", "/report", "/report?format=csv",
-             "/events/1/report", *(f"/events/1/reservations/{i}" for i in ids)]
+    paths = [
+        "/events/1",
+        "/events",
+        "/status/1",
+        "/report",
+        "/report?format=csv",
+        "/events/1/report",
+        *(f"/events/1/reservations/{i}" for i in ids),
+    ]
     said = [listed, *map(client.get, paths)]
     assert len(ids) == 4
     assert [answer.status_code for answer in said] == [200] * len(said)
@@ -788,22 +994,34 @@ def test_names_and_addresses_of_bookings_are_in_no_answer_to_partners(visit, ann
 
 
 def test_the_number_of_a_booking_is_told_by_nothing_but_its_own_answer(
-        make_app, tmp_path):
+    make_app, tmp_path
+):
     # Whoever knows it may cancel; the key and the body are the partner's to choose.
-    body = {"eventId": SEEDED, "firstName": "Ann", "lastName": "Lee",
-            "email": "ann@example.com", "ticketsReserved": 1}
+    body = {
+        "eventId": SEEDED,
+        "firstName": "Ann",
+        "lastName": "Lee",
+        "email": "ann@example.com",
+        "ticketsReserved": 1,
+    }
     numbers, ids = [], []
     for db in tmp_path / "one.json", tmp_path / "other.json":
         client = discreet(make_app(db=str(db)), db)
-        made, again = (client.post("/api/v1/booking", json=body, headers={
-            "Idempotency-Key": "k"}) for _ in range(2))
+        made, again = (
+            client.post("/api/v1/booking", json=body, headers={"Idempotency-Key": "k"})
+            for _ in range(2)
+        )
         assert (made.status_code, again.json) == (201, made.json)
         listed = client.get("/reservations")
         [record] = listed.json
         ids.append(record["reservationId"])
         numbers.append(made.json["data"]["id"])
-        for answer in (listed, client.get(f"/reservations/{ids[-1]}"), client.get(
-                f"/events/{SEEDED}/reservations"), client.get(f"/events/{SEEDED}")):
+        for answer in (
+            listed,
+            client.get(f"/reservations/{ids[-1]}"),
+            client.get(f"/events/{SEEDED}/reservations"),
+            client.get(f"/events/{SEEDED}"),
+        ):
             told = f"{answer.headers}{answer.text}"
             assert answer.status_code == 200
             assert str(numbers[-1]) not in told
@@ -820,8 +1038,11 @@ def test_the_number_of_a_booking_is_told_by_nothing_but_its_own_answer(
 
 def make_admin(db, email, *typed, answered=0):
     """Run `admin EMAIL`, typing these lines; its output, if it ended as it should."""
-    ran = CliRunner().invoke(ticketboss.main, ["--db", str(db), "admin", email],
-                             input="".join(f"{line}\n" for line in typed))
+    ran = CliRunner().invoke(
+        ticketboss.main,
+        ["--db", str(db), "admin", email],
+        input="".join(f"{line}\n" for line in typed),
+    )
     assert (ran.exit_code == 0) == (answered == 0), ran.output
     assert "Traceback" not in ran.output
     look_for_secrets(ran.output, db)
@@ -829,7 +1050,8 @@ def make_admin(db, email, *typed, answered=0):
 
 
 def test_the_admin_command_makes_an_account_and_does_not_show_the_password(
-        db, fresh, saved):
+    db, fresh, saved
+):
     make_admin(db, "boss@example.com", PASSWORD, PASSWORD)
     me = {"email": "boss@example.com", "password": PASSWORD}
     client = fresh(require_login=True)
@@ -841,47 +1063,59 @@ def test_the_admin_command_makes_an_account_and_does_not_show_the_password(
 
 
 def test_the_admin_command_promotes_who_has_an_account_and_asks_for_nothing(
-        visit, db, ann, saved):
+    visit, db, ann, saved
+):
     client, event = visit(require_login=True), {"name": "Talk", "totalTickets": 5}
     before = saved()["accounts"]["members"]
     assert client.post("/initialize", json=event, headers=ann).status_code == 403
     make_admin(db, "ANN@example.com")
     assert saved()["accounts"]["members"] == before | {
-        "2": before["2"] | {"role": "admin"}}
+        "2": before["2"] | {"role": "admin"}
+    }
     assert client.post("/initialize", json=event, headers=ann).status_code == 201
 
 
 def test_the_admin_command_makes_an_account_though_its_short_name_is_taken(
-        visit, db, saved):
+    visit, db, saved
+):
     visit()
     make_admin(db, "ann@example.org", PASSWORD, PASSWORD)
     make_admin(db, "2@example.org", PASSWORD, PASSWORD)
     members = [*saved()["accounts"]["members"].values()]
     assert [(m["email"], m["role"]) for m in members[3:]] == [
-        ("ann@example.org", "admin"), ("2@example.org", "admin")]
+        ("ann@example.org", "admin"),
+        ("2@example.org", "admin"),
+    ]
     names = [m["username"].casefold() for m in members]
     assert len({*names}) == 5
     assert not [name for name in names if name.isdecimal()]
 
 
-@pytest.mark.parametrize(("email", "typed"), [
-    ("boss@example.com", ["1234567", "1234567"]),
-    ("boss@example.com", ["x" * 1025, "x" * 1025]),
-    ("boss@example.com", []),
-    ("boss", [PASSWORD, PASSWORD]),
-    ("ann", [])])
+@pytest.mark.parametrize(
+    ("email", "typed"),
+    [
+        ("boss@example.com", ["1234567", "1234567"]),
+        ("boss@example.com", ["x" * 1025, "x" * 1025]),
+        ("boss@example.com", []),
+        ("boss", [PASSWORD, PASSWORD]),
+        ("ann", []),
+    ],
+)
 def test_the_admin_command_holds_to_the_rules_of_registering(
-        visit, db, saved, email, typed):
+    visit, db, saved, email, typed
+):
     visit()
     before = saved()
     make_admin(db, email, *typed, answered=1)
     assert saved() == before
 
 
-@pytest.mark.parametrize("lookalike", [
-    "boss@example.com", "BOSS@example.com", "boss\uff20example.com"])
+@pytest.mark.parametrize(
+    "lookalike", ["boss@example.com", "BOSS@example.com", "boss\uff20example.com"]
+)
 def test_the_admin_command_makes_nobody_admin_who_is_only_called_like_the_address(
-        visit, db, edit, saved, lookalike):
+    visit, db, edit, saved, lookalike
+):
     visit()
     edit(lambda members: members["3"].update(username=lookalike))
     before = saved()
@@ -890,12 +1124,17 @@ def test_the_admin_command_makes_nobody_admin_who_is_only_called_like_the_addres
 
 
 def test_who_has_the_address_is_made_admin_and_not_who_is_called_so():
-    called, owner = (ticketboss.Account(
-        number, name, address, "x", "user") for number, name, address in (
+    called, owner = (
+        ticketboss.Account(number, name, address, "x", "user")
+        for number, name, address in (
             (1, "boss\uff20example.com", "mallory@example.com"),
-            (2, "boss", "boss@example.com")))
-    there = ticketboss.replace(ticketboss.seed(5), accounts=ticketboss.Accounts(
-        2, KEY, {"1": called, "2": owner}))
+            (2, "boss", "boss@example.com"),
+        )
+    )
+    there = ticketboss.replace(
+        ticketboss.seed(5),
+        accounts=ticketboss.Accounts(2, KEY, {"1": called, "2": owner}),
+    )
     wish = ticketboss.Account(0, "x", "Boss@Example.com", "y", "admin")
     members = ticketboss.enrolled(there, wish, "z").accounts.members
     assert members == {"1": called, "2": ticketboss.replace(owner, role="admin")}
@@ -904,17 +1143,19 @@ def test_who_has_the_address_is_made_admin_and_not_who_is_called_so():
 # --- The log --------------------------------------------------------------------------
 
 
-def test_no_log_line_has_a_secret_or_a_token_in_it(
-        visit, db, ann, monkeypatch, caplog):
+def test_no_log_line_has_a_secret_or_a_token_in_it(visit, db, ann, monkeypatch, caplog):
     log = logging.getLogger("ticketboss")
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "level", log.level)
     caplog.set_level(logging.DEBUG)
     client = visit(quiet=False)
     me = {"username": "ann", "password": PASSWORD}
-    for answer in (client.post("/login", json=me), client.post("/login", data=PASSWORD),
-                   client.get("/api/v1/auth/me", headers=ann),
-                   client.get("/api/v1/auth/me", headers=bearer(PASSWORD))):
+    for answer in (
+        client.post("/login", json=me),
+        client.post("/login", data=PASSWORD),
+        client.get("/api/v1/auth/me", headers=ann),
+        client.get("/api/v1/auth/me", headers=bearer(PASSWORD)),
+    ):
         assert answer.status_code < 500
     assert "/login" in caplog.text
     assert "eyJ" not in caplog.text

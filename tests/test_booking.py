@@ -21,14 +21,23 @@ from ticketboss import Document, Event, Reservation, Store, Transactions, reserv
 SEEDED = "node-meetup-2025"
 
 # What each family hears: booked, waiting, cancelled, not there.
-EMAIL = ("Ticket booked successfully",
-         "Event sold out, you're added to the waiting list",
-         "Your booking has been cancelled successfully", "You didn't book this event")
+EMAIL = (
+    "Ticket booked successfully",
+    "Event sold out, you're added to the waiting list",
+    "Your booking has been cancelled successfully",
+    "You didn't book this event",
+)
 ID = ("Ticket booked", "Added to waiting list", "Booking canceled", "Booking not found")
-FAMILIES = pytest.mark.parametrize(("ann", "bob", "words"), [
-    pytest.param({"userEmail": "a@x.org"}, {"userEmail": "b@x.org"}, EMAIL, id="email"),
-    pytest.param({"userId": 1}, {"userId": 2}, ID, id="number"),
-    pytest.param({"userId": "ann"}, {"userId": "bob"}, ID, id="text")])
+FAMILIES = pytest.mark.parametrize(
+    ("ann", "bob", "words"),
+    [
+        pytest.param(
+            {"userEmail": "a@x.org"}, {"userEmail": "b@x.org"}, EMAIL, id="email"
+        ),
+        pytest.param({"userId": 1}, {"userId": 2}, ID, id="number"),
+        pytest.param({"userId": "ann"}, {"userId": "bob"}, ID, id="text"),
+    ],
+)
 
 
 def ask(client, method, path, body=None, **headers):
@@ -82,12 +91,21 @@ def holders(client, event_id, status):
 def test_an_event_by_name_gets_a_number_and_tells_all_of_itself(client, saved):
     seeded = saved()["event"]
     answer = client.post(
-        "/initialize", json={"name": "Tech Conference 2025", "totalTickets": 100})
-    event = {"eventId": 1, "name": "Tech Conference 2025", "totalTickets": 100,
-             "availableTickets": 100}
+        "/initialize", json={"name": "Tech Conference 2025", "totalTickets": 100}
+    )
+    event = {
+        "eventId": 1,
+        "name": "Tech Conference 2025",
+        "totalTickets": 100,
+        "availableTickets": 100,
+    }
     assert answer.status_code == 201
     assert answer.json == {
-        "message": "Event initialized", "id": 1, **event, "event": event}
+        "message": "Event initialized",
+        "id": 1,
+        **event,
+        "event": event,
+    }
     assert answer.headers["Location"] == "/events/1"
     assert answer.headers["ETag"] == '"0"'
     assert answer.headers["X-Attempts"] == "1"
@@ -105,8 +123,10 @@ def test_an_event_by_id_needs_no_name(client, event_id):
     assert type(told["id"]) is type(event_id)
     assert isinstance(told["name"], str)
     assert told["name"]
-    assert told["event"] == {key: told[key] for key in (
-        "eventId", "name", "totalTickets", "availableTickets")}
+    assert told["event"] == {
+        key: told[key]
+        for key in ("eventId", "name", "totalTickets", "availableTickets")
+    }
 
 
 def test_an_event_takes_its_name_where_it_is_sent_with_an_id(client):
@@ -118,50 +138,61 @@ def test_numbers_go_up_from_1_and_a_deleted_one_does_not_come_again(client):
     def numbered():
         body = {"name": "Another", "totalTickets": 5}
         return ask(client, "POST", "/initialize", body)[1]["eventId"]
+
     assert [numbered(), numbered(), numbered()] == [1, 2, 3]
     assert ask(client, "DELETE", "/events/3")[0] == 204
     assert ask(client, "DELETE", "/events/1")[0] == 204
     assert [numbered(), numbered()] == [4, 5]
 
 
-@pytest.mark.parametrize(("there", "again"), [
-    (1, 1), (1, "1"), ("1", 1), ("gig", "gig"), ("gig", " gig "), (None, SEEDED)])
+@pytest.mark.parametrize(
+    ("there", "again"),
+    [(1, 1), (1, "1"), ("1", 1), ("gig", "gig"), ("gig", " gig "), (None, SEEDED)],
+)
 def test_an_id_that_is_taken_is_refused(client, saved, there, again):
     if there is not None:
         make(client, there, 10, name="The first")
     before = saved()
-    status, told = ask(client, "POST", "/initialize", {
-        "eventId": again, "name": "The second", "totalTickets": 5})
+    status, told = ask(
+        client,
+        "POST",
+        "/initialize",
+        {"eventId": again, "name": "The second", "totalTickets": 5},
+    )
     assert status == 409
     assert told["error"] == told["message"]
     assert saved() == before
 
 
-@pytest.mark.parametrize(("body", "field"), [
-    ({"totalTickets": 5}, "name"),
-    ({"name": "", "totalTickets": 5}, "name"),
-    ({"name": 5, "totalTickets": 5}, "name"),
-    ({"name": "x" * 201, "totalTickets": 5}, "name"),
-    ({"name": "a\nb", "totalTickets": 5}, "name"),
-    ({"name": "x"}, "totalTickets"),
-    ({"name": "x", "totalTickets": 0}, "totalTickets"),
-    ({"name": "x", "totalTickets": -1}, "totalTickets"),
-    ({"name": "x", "totalTickets": 1_000_001}, "totalTickets"),
-    ({"name": "x", "totalTickets": "5"}, "totalTickets"),
-    ({"name": "x", "totalTickets": 5.5}, "totalTickets"),
-    ({"name": "x", "totalTickets": True}, "totalTickets"),
-    ({"name": "x", "totalTickets": None}, "totalTickets"),
-    ({"name": "x", "totalTickets": 5, "price": -1}, "price"),
-    ({"name": "x", "totalTickets": 5, "price": 9.99}, "price"),
-    ({"name": "x", "totalTickets": 5, "price": "10"}, "price"),
-    ({"eventId": True, "totalTickets": 5}, "eventId"),
-    ({"eventId": 1.5, "totalTickets": 5}, "eventId"),
-    ({"eventId": [1], "totalTickets": 5}, "eventId"),
-    ({"eventId": {}, "totalTickets": 5}, "eventId"),
-    ({"eventId": "", "totalTickets": 5}, "eventId"),
-    ({"eventId": "  ", "totalTickets": 5}, "eventId"),
-    ({"eventId": "a\tb", "totalTickets": 5}, "eventId"),
-    ({"eventId": "x" * 201, "totalTickets": 5}, "eventId")])
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"totalTickets": 5}, "name"),
+        ({"name": "", "totalTickets": 5}, "name"),
+        ({"name": 5, "totalTickets": 5}, "name"),
+        ({"name": "x" * 201, "totalTickets": 5}, "name"),
+        ({"name": "a\nb", "totalTickets": 5}, "name"),
+        ({"name": "x"}, "totalTickets"),
+        ({"name": "x", "totalTickets": 0}, "totalTickets"),
+        ({"name": "x", "totalTickets": -1}, "totalTickets"),
+        ({"name": "x", "totalTickets": 1_000_001}, "totalTickets"),
+        ({"name": "x", "totalTickets": "5"}, "totalTickets"),
+        ({"name": "x", "totalTickets": 5.5}, "totalTickets"),
+        ({"name": "x", "totalTickets": True}, "totalTickets"),
+        ({"name": "x", "totalTickets": None}, "totalTickets"),
+        ({"name": "x", "totalTickets": 5, "price": -1}, "price"),
+        ({"name": "x", "totalTickets": 5, "price": 9.99}, "price"),
+        ({"name": "x", "totalTickets": 5, "price": "10"}, "price"),
+        ({"eventId": True, "totalTickets": 5}, "eventId"),
+        ({"eventId": 1.5, "totalTickets": 5}, "eventId"),
+        ({"eventId": [1], "totalTickets": 5}, "eventId"),
+        ({"eventId": {}, "totalTickets": 5}, "eventId"),
+        ({"eventId": "", "totalTickets": 5}, "eventId"),
+        ({"eventId": "  ", "totalTickets": 5}, "eventId"),
+        ({"eventId": "a\tb", "totalTickets": 5}, "eventId"),
+        ({"eventId": "x" * 201, "totalTickets": 5}, "eventId"),
+    ],
+)
 def test_an_event_that_cannot_be_is_refused_by_the_field(client, saved, body, field):
     before = saved()
     status, told = ask(client, "POST", "/initialize", body)
@@ -171,16 +202,55 @@ def test_an_event_that_cannot_be_is_refused_by_the_field(client, saved, body, fi
     assert saved() == before
 
 
-@pytest.mark.parametrize("event_id", [
-    0, -1, 2**53 - 1, 2**53, 2**63, 2**64, 10**30, "0", "01", "1.0", "-1", "null",
-    "x" * 200, "../../etc/passwd", "/", "a/b", "a//b", ".", "..", "...", "C:\\temp",
-    "%2e%2e", "%2F", "a?b", "a#b", "a&b=c", "a;b", "a+b", "é ü", "日本", "🎫", "'; --",
-    "<script>", "__proto__", "reservations", "report", "=1+1", "9" * 200,
-    "\N{ARABIC-INDIC DIGIT THREE}"])
+@pytest.mark.parametrize(
+    "event_id",
+    [
+        0,
+        -1,
+        2**53 - 1,
+        2**53,
+        2**63,
+        2**64,
+        10**30,
+        "0",
+        "01",
+        "1.0",
+        "-1",
+        "null",
+        "x" * 200,
+        "../../etc/passwd",
+        "/",
+        "a/b",
+        "a//b",
+        ".",
+        "..",
+        "...",
+        "C:\\temp",
+        "%2e%2e",
+        "%2F",
+        "a?b",
+        "a#b",
+        "a&b=c",
+        "a;b",
+        "a+b",
+        "é ü",
+        "日本",
+        "🎫",
+        "'; --",
+        "<script>",
+        "__proto__",
+        "reservations",
+        "report",
+        "=1+1",
+        "9" * 200,
+        "\N{ARABIC-INDIC DIGIT THREE}",
+    ],
+)
 def test_an_odd_id_works_everywhere_or_is_refused_clearly(client, saved, event_id):
     before = saved()
-    status, told = ask(client, "POST", "/initialize", {
-        "eventId": event_id, "totalTickets": 1})
+    status, told = ask(
+        client, "POST", "/initialize", {"eventId": event_id, "totalTickets": 1}
+    )
     if status != 201:
         assert status == 400
         assert "eventId" in told["error"]
@@ -203,7 +273,8 @@ def test_an_odd_id_works_everywhere_or_is_refused_clearly(client, saved, event_i
 
 @pytest.mark.parametrize("taken", [2**53 - 1, str(2**53 - 1), str(2**64), "9" * 200])
 def test_the_next_number_is_always_one_that_every_reader_gets_right(
-        client, make_app, taken):
+    client, make_app, taken
+):
     ask(client, "POST", "/initialize", {"eventId": taken, "totalTickets": 1})
     status, told = ask(client, "POST", "/initialize", {"name": "x", "totalTickets": 1})
     assert status == 201
@@ -226,9 +297,18 @@ def test_all_events_and_each_of_them_can_be_read(client):
     make(client, 1, 10, name="One", price=250)
     make(client, "two", 20, name="Two")
     book(client, 1, userId="ann")
-    one = {"eventId": 1, "id": 1, "name": "One", "totalSeats": 10, "availableSeats": 9,
-           "reservationCount": 1, "version": 1, "totalTickets": 10,
-           "availableTickets": 9, "price": 250}
+    one = {
+        "eventId": 1,
+        "id": 1,
+        "name": "One",
+        "totalSeats": 10,
+        "availableSeats": 9,
+        "reservationCount": 1,
+        "version": 1,
+        "totalTickets": 10,
+        "availableTickets": 9,
+        "price": 250,
+    }
     status, told = ask(client, "GET", "/events")
     assert status == 200
     assert [e["eventId"] for e in told] == [SEEDED, 1, "two"]
@@ -253,18 +333,39 @@ def test_a_status_shows_the_event_in_both_spellings(client):
     for user in range(5):
         book(client, 1, userId=user)
     cancel(client, 1, userId=3)
-    assert ask(client, "GET", "/status/1") == (200, {
-        "id": 1, "eventId": 1, "name": "One", "totalTickets": 2, "total_tickets": 2,
-        "availableTickets": 0, "available_tickets": 0, "bookedTickets": 2,
-        "waitingListCount": 2, "version": 6})
+    assert ask(client, "GET", "/status/1") == (
+        200,
+        {
+            "id": 1,
+            "eventId": 1,
+            "name": "One",
+            "totalTickets": 2,
+            "total_tickets": 2,
+            "availableTickets": 0,
+            "available_tickets": 0,
+            "bookedTickets": 2,
+            "waitingListCount": 2,
+            "version": 6,
+        },
+    )
 
 
 def test_the_seeded_event_is_one_of_them(client):
-    assert ask(client, "GET", f"/status/{SEEDED}") == (200, {
-        "id": SEEDED, "eventId": SEEDED, "name": "Node.js Meet-up",
-        "totalTickets": 500, "total_tickets": 500, "availableTickets": 500,
-        "available_tickets": 500, "bookedTickets": 0, "waitingListCount": 0,
-        "version": 0})
+    assert ask(client, "GET", f"/status/{SEEDED}") == (
+        200,
+        {
+            "id": SEEDED,
+            "eventId": SEEDED,
+            "name": "Node.js Meet-up",
+            "totalTickets": 500,
+            "total_tickets": 500,
+            "availableTickets": 500,
+            "available_tickets": 500,
+            "bookedTickets": 0,
+            "waitingListCount": 0,
+            "version": 0,
+        },
+    )
     assert book(client, SEEDED, userId=1)[1]["message"] == "Ticket booked"
     assert ask(client, "GET", "/event")[1]["reservationCount"] == 1
 
@@ -279,8 +380,11 @@ def test_a_deleted_event_is_gone_with_all_its_bookings(client, saved):
     assert (answer.status_code, answer.data) == (204, b"")
     assert answer.headers["X-Attempts"] == "1"
     for method, path in [
-            ("GET", "/status/1"), ("GET", "/events/1"), ("DELETE", "/events/1"),
-            ("GET", "/events/1/report")]:
+        ("GET", "/status/1"),
+        ("GET", "/events/1"),
+        ("DELETE", "/events/1"),
+        ("GET", "/events/1/report"),
+    ]:
         assert ask(client, method, path) == (404, failure("Event not found"))
     for path in ("/events/1/reservations", f"/events/1/reservations/{ticket}"):
         assert ask(client, "GET", path) == (404, {"error": "Event not found"})
@@ -288,7 +392,9 @@ def test_a_deleted_event_is_gone_with_all_its_bookings(client, saved):
     assert cancel(client, 1, userId="ann") == (404, failure("Event not found"))
     assert [e["id"] for e in ask(client, "GET", "/events")[1]] == [SEEDED, 2]
     assert [e["eventId"] for e in ask(client, "GET", "/report")[1]["events"]] == [
-        SEEDED, 2]
+        SEEDED,
+        2,
+    ]
     assert saved()["events"]["2"] == other
     assert "ann" not in json.dumps(saved())
 
@@ -301,8 +407,13 @@ def test_an_event_made_again_is_empty_and_no_old_version_fits_it(client):
     make(client, "1", 3)
     assert numbers(client, 1) == (3, 0, 0)
     assert version(client, 1) > before + 1
-    stale = ask(client, "POST", "/book", {"eventId": 1, "userId": 2},
-                **{"If-Match": f'"{before}"'})
+    stale = ask(
+        client,
+        "POST",
+        "/book",
+        {"eventId": 1, "userId": 2},
+        **{"If-Match": f'"{before}"'},
+    )
     assert stale[0] == 412
     assert book(client, 1, userId="ann")[1]["status"] == "booked"
 
@@ -323,16 +434,33 @@ def test_each_family_hears_its_own_words(client, ann, bob, words):
     booked, waiting, cancelled, missing = words
     make(client, 1, 1)
     first = book(client, 1, **ann)[1]
-    assert first == {"message": booked, "status": "booked", "eventId": 1,
-                     "reservationId": first["reservationId"]}
+    assert first == {
+        "message": booked,
+        "status": "booked",
+        "eventId": 1,
+        "reservationId": first["reservationId"],
+    }
     status, second = book(client, 1, **bob)
-    assert (status, second) == (200, {
-        "message": waiting, "status": "waitlisted", "eventId": 1, "position": 1,
-        "reservationId": second["reservationId"]})
+    assert (status, second) == (
+        200,
+        {
+            "message": waiting,
+            "status": "waitlisted",
+            "eventId": 1,
+            "position": 1,
+            "reservationId": second["reservationId"],
+        },
+    )
     assert first["reservationId"] != second["reservationId"]
-    assert cancel(client, 1, **ann) == (200, {
-        "message": cancelled, "status": "cancelled", "eventId": 1,
-        "reservationId": first["reservationId"]})
+    assert cancel(client, 1, **ann) == (
+        200,
+        {
+            "message": cancelled,
+            "status": "cancelled",
+            "eventId": 1,
+            "reservationId": first["reservationId"],
+        },
+    )
     assert cancel(client, 1, **ann) == (404, failure(missing))
     assert book(client, 1, **bob) == (409, failure("You already booked this event"))
     assert numbers(client, 1) == (0, 1, 0)
@@ -392,11 +520,17 @@ def test_who_cancelled_may_book_again(client, ann, bob, words):
     assert numbers(client, 1) == (0, 1, 0)
 
 
-@pytest.mark.parametrize(("one", "same"), [
-    ({"userId": 1}, {"userId": "1"}), ({"userId": "1"}, {"userId": 1}),
-    ({"userId": "ann"}, {"userId": " ann "}), ({"userId": 0}, {"userId": "0"}),
-    ({"userEmail": "ann@x.org"}, {"userEmail": "ANN@X.org"}),
-    ({"userEmail": "Straße@x.org"}, {"userEmail": " STRASSE@x.org"})])
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ({"userId": 1}, {"userId": "1"}),
+        ({"userId": "1"}, {"userId": 1}),
+        ({"userId": "ann"}, {"userId": " ann "}),
+        ({"userId": 0}, {"userId": "0"}),
+        ({"userEmail": "ann@x.org"}, {"userEmail": "ANN@X.org"}),
+        ({"userEmail": "Straße@x.org"}, {"userEmail": " STRASSE@x.org"}),
+    ],
+)
 def test_one_user_written_in_two_ways_has_one_ticket(client, one, same):
     make(client, 1, 5)
     assert book(client, 1, **one)[0] == 200
@@ -405,11 +539,16 @@ def test_one_user_written_in_two_ways_has_one_ticket(client, one, same):
     assert numbers(client, 1) == (5, 0, 0)
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    ({"userId": 1}, {"userId": "01"}), ({"userId": "ann"}, {"userId": "bob"}),
-    ({"userId": "a@x.org"}, {"userEmail": "a@x.org"}),
-    ({"userId": "email:a@x.org"}, {"userEmail": "a@x.org"}),
-    ({"userEmail": "a@x.org"}, {"userEmail": "a@x.com"})])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"userId": 1}, {"userId": "01"}),
+        ({"userId": "ann"}, {"userId": "bob"}),
+        ({"userId": "a@x.org"}, {"userEmail": "a@x.org"}),
+        ({"userId": "email:a@x.org"}, {"userEmail": "a@x.org"}),
+        ({"userEmail": "a@x.org"}, {"userEmail": "a@x.com"}),
+    ],
+)
 def test_two_users_have_a_ticket_each(client, one, other):
     make(client, 1, 5)
     assert book(client, 1, **one)[0] == 200
@@ -431,32 +570,46 @@ def test_a_user_may_book_every_event_once(client):
 @pytest.mark.parametrize("made", [1, "1"])
 def test_answers_show_an_id_in_the_type_it_was_created_with(client, made, asked):
     make(client, made, 1)
-    shown = [book(client, asked, userId=1)[1], book(client, asked, userId=2)[1],
-             book(client, asked, userId=2)[1], cancel(client, asked, userId=1)[1],
-             ask(client, "GET", "/status/1")[1], ask(client, "GET", "/events/1")[1],
-             ask(client, "GET", "/events/1/report")[1]]
+    shown = [
+        book(client, asked, userId=1)[1],
+        book(client, asked, userId=2)[1],
+        book(client, asked, userId=2)[1],
+        cancel(client, asked, userId=1)[1],
+        ask(client, "GET", "/status/1")[1],
+        ask(client, "GET", "/events/1")[1],
+        ask(client, "GET", "/events/1/report")[1],
+    ]
     assert [told["eventId"] for told in shown] == [made] * len(shown)
 
 
 @pytest.mark.parametrize("path", ["/book", "/cancel"])
-@pytest.mark.parametrize(("user", "says"), [
-    ({}, "userId"), ({"userId": None}, "userId"), ({"userId": ""}, "userId"),
-    ({"userId": "  "}, "userId"), ({"userId": True}, "userId"),
-    ({"userId": 1.5}, "userId"), ({"userId": [1]}, "userId"),
-    ({"userId": {}}, "userId"),
-    ({"userId": "x" * 201}, "userId"), ({"userId": "a\x00b"}, "userId"),
-    ({"userId": 10**30}, "userId"),
-    ({"userId": 1, "userEmail": "a@x.org"}, "userEmail"),
-    ({"userEmail": ""}, "Invalid email format"),
-    ({"userEmail": "ann"}, "Invalid email format"),
-    ({"userEmail": "ann@"}, "Invalid email format"),
-    ({"userEmail": "@x.org"}, "Invalid email format"),
-    ({"userEmail": "a b@x.org"}, "Invalid email format"),
-    ({"userEmail": "a@b@x.org"}, "Invalid email format"),
-    ({"userEmail": 5}, "Invalid email format"),
-    ({"userEmail": False}, "Invalid email format"),
-    ({"userEmail": "a@x.org\nBcc: b@x.org"}, "Invalid email format"),
-    ({"userEmail": "a" * 200 + "@x.org"}, "mail")])
+@pytest.mark.parametrize(
+    ("user", "says"),
+    [
+        ({}, "userId"),
+        ({"userId": None}, "userId"),
+        ({"userId": ""}, "userId"),
+        ({"userId": "  "}, "userId"),
+        ({"userId": True}, "userId"),
+        ({"userId": 1.5}, "userId"),
+        ({"userId": [1]}, "userId"),
+        ({"userId": {}}, "userId"),
+        ({"userId": "x" * 201}, "userId"),
+        ({"userId": "a\x00b"}, "userId"),
+        ({"userId": 10**30}, "userId"),
+        ({"userId": 1, "userEmail": "a@x.org"}, "userEmail"),
+        ({"userEmail": ""}, "Invalid email format"),
+        ({"userEmail": "ann"}, "Invalid email format"),
+        ({"userEmail": "ann@"}, "Invalid email format"),
+        ({"userEmail": "@x.org"}, "Invalid email format"),
+        ({"userEmail": "a b@x.org"}, "Invalid email format"),
+        ({"userEmail": "a@b@x.org"}, "Invalid email format"),
+        ({"userEmail": 5}, "Invalid email format"),
+        ({"userEmail": False}, "Invalid email format"),
+        ({"userEmail": "a@x.org\nBcc: b@x.org"}, "Invalid email format"),
+        ({"userEmail": "a" * 200 + "@x.org"}, "mail"),
+    ],
+)
 def test_an_unusable_identity_is_refused_by_the_field(client, saved, path, user, says):
     make(client, 1, 1)
     before = saved()
@@ -491,16 +644,28 @@ def test_an_unknown_event_is_not_found(client, saved, event_id, user):
 @pytest.mark.parametrize("event_id", ["99", "none", "%2e%2e", "0", "%00", "x" * 500])
 def test_nothing_is_shown_of_an_unknown_event(client, path, event_id):
     assert ask(client, "GET", path.format(event_id)) == (
-        404, failure("Event not found"))
+        404,
+        failure("Event not found"),
+    )
 
 
 def test_every_change_counts_one_version_and_nothing_else_does(client):
     make(client, 1, 2)
-    steps = [(book, 1, 1), (book, 2, 2), (book, 3, 3), (book, 4, 4),  # 3 and 4 wait
-             (book, 3, 4), (book, 1, 4), (cancel, 9, 4),  # nothing to do, or refused
-             (cancel, 1, 5),  # and 3 has the ticket
-             (cancel, 4, 6), (cancel, 4, 6),  # 4 leaves the list
-             (cancel, 2, 7), (cancel, 3, 8), (book, 1, 9)]
+    steps = [
+        (book, 1, 1),
+        (book, 2, 2),
+        (book, 3, 3),
+        (book, 4, 4),  # 3 and 4 wait
+        (book, 3, 4),
+        (book, 1, 4),
+        (cancel, 9, 4),  # nothing to do, or refused
+        (cancel, 1, 5),  # and 3 has the ticket
+        (cancel, 4, 6),
+        (cancel, 4, 6),  # 4 leaves the list
+        (cancel, 2, 7),
+        (cancel, 3, 8),
+        (book, 1, 9),
+    ]
     for do, user, after in steps:
         do(client, 1, userId=user)
         assert version(client, 1) == after
@@ -508,11 +673,13 @@ def test_every_change_counts_one_version_and_nothing_else_does(client):
 
 
 def test_every_change_says_how_often_it_was_decided(client):
-    answers = [client.post("/initialize", json={"eventId": 1, "totalTickets": 1}),
-               client.post("/book", json={"eventId": 1, "userId": 1}),
-               client.post("/book", json={"eventId": 1, "userId": 2}),
-               client.post("/cancel", json={"eventId": 1, "userId": 1}),
-               client.delete("/events/1")]
+    answers = [
+        client.post("/initialize", json={"eventId": 1, "totalTickets": 1}),
+        client.post("/book", json={"eventId": 1, "userId": 1}),
+        client.post("/book", json={"eventId": 1, "userId": 2}),
+        client.post("/cancel", json={"eventId": 1, "userId": 1}),
+        client.delete("/events/1"),
+    ]
     assert [a.headers["X-Attempts"] for a in answers] == ["1"] * 5
 
 
@@ -576,7 +743,9 @@ def test_a_seat_sold_in_one_dialect_is_gone_in_the_others(make_app, event_id):
     assert numbers(client, event_id) == (0, 4, 2)
     assert holders(client, event_id, "waitlisted") == ["dan", "eve"]
     assert ask(client, "GET", f"/api/v1/booking/status/{event_id}")[1]["data"] == {
-        "availableTickets": 0, "waitlistedCount": 2}
+        "availableTickets": 0,
+        "waitlistedCount": 2,
+    }
 
 
 def test_the_seeded_event_is_the_same_by_every_path(make_app):
@@ -584,12 +753,17 @@ def test_the_seeded_event_is_the_same_by_every_path(make_app):
     book(client, SEEDED, userId="ann")
     ask(client, "POST", "/reservations", {"partnerId": "abc-corp", "seats": 1})
     assert ask(client, "GET", "/reservations") == ask(
-        client, "GET", f"/events/{SEEDED}/reservations")
+        client, "GET", f"/events/{SEEDED}/reservations"
+    )
     assert [r["partnerId"] for r in ask(client, "GET", "/reservations")[1]] == [
-        "ann", "abc-corp"]
+        "ann",
+        "abc-corp",
+    ]
     assert ask(client, "GET", "/event")[1]["availableSeats"] == 0
     assert ask(client, "POST", "/reservations", {"partnerId": "x", "seats": 1}) == (
-        409, {"error": "Not enough seats left"})
+        409,
+        {"error": "Not enough seats left"},
+    )
 
 
 def test_partners_see_who_waits_and_where(client):
@@ -598,9 +772,14 @@ def test_partners_see_who_waits_and_where(client):
     waits = book(client, 1, userId="bob")[1]
     records = ask(client, "GET", "/events/1/reservations")[1]
     assert records[1] == {
-        "reservationId": waits["reservationId"], "partnerId": "bob", "seats": 1,
-        "status": "waitlisted", "ts": records[1]["ts"], "position": 1,
-        "eventVersionAtReservation": 2}
+        "reservationId": waits["reservationId"],
+        "partnerId": "bob",
+        "seats": 1,
+        "status": "waitlisted",
+        "ts": records[1]["ts"],
+        "position": 1,
+        "eventVersionAtReservation": 2,
+    }
     assert [r["status"] for r in records] == ["confirmed", "waitlisted"]
     path = f"/events/1/reservations/{waits['reservationId']}"
     assert ask(client, "GET", path)[1] == records[1]
@@ -625,14 +804,34 @@ def test_a_report_counts_what_is_sold_now(client):
     order = {"partnerId": "abc-corp", "seats": 2}
     ask(client, "POST", "/events/1/reservations", order)
     book(client, 1, userId="late")
-    assert ask(client, "GET", "/events/1/report") == (200, {
-        "eventId": 1, "name": "One", "totalTickets": 5, "ticketsSold": 5,
-        "availableTickets": 0, "waitingListCount": 1, "price": 250, "revenue": 1250})
+    assert ask(client, "GET", "/events/1/report") == (
+        200,
+        {
+            "eventId": 1,
+            "name": "One",
+            "totalTickets": 5,
+            "ticketsSold": 5,
+            "availableTickets": 0,
+            "waitingListCount": 1,
+            "price": 250,
+            "revenue": 1250,
+        },
+    )
     for user in (0, 1, 2, "late"):
         cancel(client, 1, userId=user)
-    assert ask(client, "GET", "/events/1/report") == (200, {
-        "eventId": 1, "name": "One", "totalTickets": 5, "ticketsSold": 2,
-        "availableTickets": 3, "waitingListCount": 0, "price": 250, "revenue": 500})
+    assert ask(client, "GET", "/events/1/report") == (
+        200,
+        {
+            "eventId": 1,
+            "name": "One",
+            "totalTickets": 5,
+            "ticketsSold": 2,
+            "availableTickets": 3,
+            "waitingListCount": 0,
+            "price": 250,
+            "revenue": 500,
+        },
+    )
 
 
 def test_the_report_of_all_adds_them_up(client):
@@ -644,10 +843,15 @@ def test_the_report_of_all_adds_them_up(client):
     status, told = ask(client, "GET", "/report")
     assert status == 200
     assert told["events"] == [
-        ask(client, "GET", f"/events/{e}/report")[1] for e in (SEEDED, 1, 2)]
+        ask(client, "GET", f"/events/{e}/report")[1] for e in (SEEDED, 1, 2)
+    ]
     assert told["totals"] == {
-        "totalTickets": 505, "ticketsSold": 5, "availableTickets": 500,
-        "waitingListCount": 1, "revenue": 3002}
+        "totalTickets": 505,
+        "ticketsSold": 5,
+        "availableTickets": 500,
+        "waitingListCount": 1,
+        "revenue": 3002,
+    }
 
 
 @pytest.mark.parametrize("price", [None, 0, 1, 999_999_999])
@@ -663,8 +867,13 @@ def test_a_price_is_kept_to_the_last_unit(client, price):
 def test_an_event_may_have_a_million_tickets(client, make_app):
     make(client, 1, 1_000_000, price=100)
     assert book(client, 1, userId=1)[1]["message"] == "Ticket booked"
-    body = {"eventId": 1, "firstName": "A", "lastName": "B", "email": "a@x.org",
-            "ticketsReserved": 999_998}
+    body = {
+        "eventId": 1,
+        "firstName": "A",
+        "lastName": "B",
+        "email": "a@x.org",
+        "ticketsReserved": 999_998,
+    }
     assert ask(client, "POST", "/api/v1/booking", body)[0] == 201
     assert book(client, 1, userId=2)[1]["status"] == "booked"
     assert book(client, 1, userId=3)[1]["position"] == 1
@@ -674,8 +883,16 @@ def test_an_event_may_have_a_million_tickets(client, make_app):
         assert (told["ticketsSold"], told["revenue"]) == (1_000_000, 100_000_000)
 
 
-COLUMNS = ["eventId", "name", "totalTickets", "ticketsSold", "availableTickets",
-           "waitingListCount", "price", "revenue"]
+COLUMNS = [
+    "eventId",
+    "name",
+    "totalTickets",
+    "ticketsSold",
+    "availableTickets",
+    "waitingListCount",
+    "price",
+    "revenue",
+]
 
 
 def sheet(answer):
@@ -685,8 +902,9 @@ def sheet(answer):
     return [*csv.reader(io.StringIO(answer.text, newline=""))]
 
 
-@pytest.mark.parametrize("how", [
-    {"query_string": "format=csv"}, {"headers": {"Accept": "text/csv"}}])
+@pytest.mark.parametrize(
+    "how", [{"query_string": "format=csv"}, {"headers": {"Accept": "text/csv"}}]
+)
 def test_a_report_opens_in_a_spreadsheet(client, how):
     make(client, 1, 2, name='Say "hello", twice', price=250)
     for user in range(3):
@@ -694,12 +912,21 @@ def test_a_report_opens_in_a_spreadsheet(client, how):
     one = ["1", 'Say "hello", twice', "2", "2", "0", "1", "250", "500"]
     assert sheet(client.get("/events/1/report", **how)) == [COLUMNS, one]
     assert sheet(client.get("/report", **how)) == [
-        COLUMNS, [SEEDED, "Node.js Meet-up", "500", "0", "500", "0", "0", "0"], one]
+        COLUMNS,
+        [SEEDED, "Node.js Meet-up", "500", "0", "500", "0", "0", "0"],
+        one,
+    ]
 
 
-@pytest.mark.parametrize("how", [
-    {}, {"query_string": "format=json"}, {"headers": {"Accept": "*/*"}},
-    {"headers": {"Accept": "text/csv;q=0.1, application/json"}}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"query_string": "format=json"},
+        {"headers": {"Accept": "*/*"}},
+        {"headers": {"Accept": "text/csv;q=0.1, application/json"}},
+    ],
+)
 def test_a_report_is_json_unless_csv_is_asked_for(client, how):
     assert client.get("/report", **how).json["totals"]["totalTickets"] == 500
 
@@ -745,6 +972,7 @@ def at_once(do, each):
     def start(one):
         gate.wait(30)
         return do(one)
+
     with ThreadPoolExecutor(len(each)) as pool:
         return [*pool.map(start, each)]
 
@@ -758,6 +986,7 @@ def test_a_hundred_at_once_for_ten_tickets_are_ten_and_ninety_in_line(serve, cli
         status, told, _ = servers[user % 2].ask("POST", "/book", body)
         assert status == 200
         return told
+
     answers = at_once(book_one, range(100))
     booked = [a for a in answers if a["status"] == "booked"]
     assert [a["message"] for a in booked] == ["Ticket booked"] * 10
@@ -768,7 +997,8 @@ def test_a_hundred_at_once_for_ten_tickets_are_ten_and_ninety_in_line(serve, cli
     assert version(client, 1) == 100
     line = ask(client, "GET", "/events/1/reservations?status=waitlisted")[1]
     assert {r["reservationId"]: r["position"] for r in line} == {
-        a["reservationId"]: a["position"] for a in answers if "position" in a}
+        a["reservationId"]: a["position"] for a in answers if "position" in a
+    }
 
 
 def test_a_booking_cancelled_by_twenty_at_once_is_cancelled_once(make_app):
@@ -777,11 +1007,13 @@ def test_a_booking_cancelled_by_twenty_at_once_is_cancelled_once(make_app):
     make(client, 1, 2)
     for user in ("ann", "bob", "cyd", "dan"):
         book(client, 1, userId=user)
-    answers = at_once(lambda n: cancel(
-        clients[n % 2].test_client(), 1, userId="ann"), range(20))
+    answers = at_once(
+        lambda n: cancel(clients[n % 2].test_client(), 1, userId="ann"), range(20)
+    )
     assert [a[0] for a in answers].count(200) == 1
     assert [a for a in answers if a[0] != 200] == [
-        (404, failure("Booking not found"))] * 19
+        (404, failure("Booking not found"))
+    ] * 19
     assert holders(client, 1, "confirmed") == ["bob", "cyd"]  # one seat, one promoted
     assert holders(client, 1, "waitlisted") == ["dan"]
     assert version(client, 1) == 5
@@ -793,8 +1025,9 @@ def test_fifty_cancels_at_once_serve_the_fifty_at_the_head(make_app):
     make(client, 1, 50)
     for user in range(120):
         book(client, 1, userId=user)
-    answers = at_once(lambda user: cancel(
-        clients[user % 2].test_client(), 1, userId=user), range(50))
+    answers = at_once(
+        lambda user: cancel(clients[user % 2].test_client(), 1, userId=user), range(50)
+    )
     assert [a[0] for a in answers] == [200] * 50
     assert holders(client, 1, "confirmed") == [str(user) for user in range(50, 100)]
     assert holders(client, 1, "waitlisted") == [str(user) for user in range(100, 120)]
@@ -808,8 +1041,10 @@ def test_one_user_at_once_from_everywhere_has_one_ticket(make_app):
     clients = [make_app(), make_app()]
     client = clients[0].test_client()
     make(client, 1, 50)
-    answers = at_once(lambda n: book(
-        clients[n % 2].test_client(), 1, userId=["7", 7][n % 3 == 0]), range(20))
+    answers = at_once(
+        lambda n: book(clients[n % 2].test_client(), 1, userId=["7", 7][n % 3 == 0]),
+        range(20),
+    )
     assert sorted(a[0] for a in answers) == [200] + [409] * 19
     assert numbers(client, 1) == (49, 1, 0)
     assert version(client, 1) == 1
@@ -820,20 +1055,26 @@ def test_one_user_at_once_from_everywhere_has_one_ticket(make_app):
 
 def sale(event_id, reservation_id):
     """A decision to sell one seat of an event."""
+
     def decide(database):
         wish = Reservation(reservation_id, "p", 1, "waitlisted")
         return database.having(reserve(database.document(event_id), wish))
+
     return decide
 
 
 @pytest.mark.parametrize(("changed", "attempts"), [("quiet", 2), ("busy", 1)])
 def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
-        db, changed, attempts):
+    db, changed, attempts
+):
     here, there = Store(str(db)), Store(str(db))  # as two processes have them
     here.start(5)
     for name in ("quiet", "busy"):
-        Transactions(here).transact(lambda database, name=name: database.having(
-            Document(Event(name, name, 5, 5, 0), {})))
+        Transactions(here).transact(
+            lambda database, name=name: database.having(
+                Document(Event(name, name, 5, 5, 0), {})
+            )
+        )
     decided = []
 
     def decide(database):  # between our reading and our swap, the other one sells
@@ -841,13 +1082,16 @@ def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
             Transactions(there).transact(sale(changed, "theirs"))
         decided.append(database.document("busy").event.version)
         return sale("quiet", "ours")(database)
+
     turn = Transactions(here).transact(decide)
     assert turn.attempts == len(decided) == attempts
     found = there.load().database
     assert found.document("quiet").reservations.keys() == (
-        {"ours", "theirs"} if changed == "quiet" else {"ours"})
+        {"ours", "theirs"} if changed == "quiet" else {"ours"}
+    )
     assert found.document("busy").reservations.keys() == (
-        {"theirs"} if changed == "busy" else set())
+        {"theirs"} if changed == "busy" else set()
+    )
 
 
 def test_a_quiet_event_never_notices_a_busy_one(serve, make_app):
@@ -866,6 +1110,7 @@ def test_a_quiet_event_never_notices_a_busy_one(serve, make_app):
         answer = client.post("/book", json=body)
         assert answer.status_code == 200
         return int(answer.headers["X-Attempts"])
+
     with ThreadPoolExecutor(2) as pool:
         crowd = [pool.submit(hammer), pool.submit(hammer)]
         try:

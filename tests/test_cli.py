@@ -35,17 +35,35 @@ import ticketboss
 
 ORDER = {"partnerId": "abc-corp", "seats": 3}
 CODE = compile(PROGRAM.read_bytes(), str(PROGRAM), "exec")
-STATE = {"event": {"eventId": SEEDED, "name": "Node.js Meet-up", "totalSeats": 10,
-                   "availableSeats": 8, "version": 3},
-         "reservations": {
-             "a": {"reservationId": "a", "partnerId": "p", "seats": 2,
-                   "status": "confirmed", "ts": "2025-01-01T00:00:00.000Z",
-                   "eventVersionAtReservation": 1},
-             "b": {"reservationId": "b", "partnerId": "q", "seats": 4,
-                   "status": "cancelled", "ts": "2025-01-01T00:00:00.000Z",
-                   "eventVersionAtReservation": 2,
-                   "cancelledAt": "2025-01-01T00:00:01.000Z",
-                   "eventVersionAtCancel": 3}}}
+STATE = {
+    "event": {
+        "eventId": SEEDED,
+        "name": "Node.js Meet-up",
+        "totalSeats": 10,
+        "availableSeats": 8,
+        "version": 3,
+    },
+    "reservations": {
+        "a": {
+            "reservationId": "a",
+            "partnerId": "p",
+            "seats": 2,
+            "status": "confirmed",
+            "ts": "2025-01-01T00:00:00.000Z",
+            "eventVersionAtReservation": 1,
+        },
+        "b": {
+            "reservationId": "b",
+            "partnerId": "q",
+            "seats": 4,
+            "status": "cancelled",
+            "ts": "2025-01-01T00:00:00.000Z",
+            "eventVersionAtReservation": 2,
+            "cancelledAt": "2025-01-01T00:00:01.000Z",
+            "eventVersionAtCancel": 3,
+        },
+    },
+}
 
 
 def changed(**wrong: object) -> str:
@@ -76,12 +94,17 @@ def taken() -> Iterator[int]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, taken: int, capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+def run(
+    tmp_path: Path,
+    taken: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Ended]:
     """run(*arguments, stdin="", **env): the script from top to bottom, in here.
 
     What it should refuse and serves instead finds its port taken: no test hangs.
     """
+
     def run(*arguments: str, stdin: str = "", **env: str) -> Ended:
         script = ModuleType("__main__")
         script.__dict__["__file__"] = str(PROGRAM)
@@ -101,21 +124,33 @@ def run(tmp_path: Path, taken: int, capsys: pytest.CaptureFixture[str],
         if isinstance(code, str):  # as the interpreter does
             return Ended(1, out, f"{err}{code}\n")
         return Ended(int(code or 0), out, err)
+
     return run
 
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """spawn(*arguments, limit=None, **env): a real process, no file over `limit`."""
-    def spawn(*arguments: str, limit: int | None = None, **env: str
-              ) -> subprocess.CompletedProcess[str]:
+
+    def spawn(
+        *arguments: str, limit: int | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         def few_bytes() -> None:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
         return subprocess.run(
-            [sys.executable, str(PROGRAM), *arguments], cwd=tmp_path, timeout=30,
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-            env=os.environ | env, preexec_fn=few_bytes)
+            [sys.executable, str(PROGRAM), *arguments],
+            cwd=tmp_path,
+            timeout=30,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            env=os.environ | env,
+            preexec_fn=few_bytes,
+        )
+
     return spawn
 
 
@@ -163,44 +198,62 @@ def test_the_banner_names_the_file_and_has_two_curl_lines_that_work(serve, db, s
     assert saved()["event"]["availableSeats"] == 500 - sold["seats"]
 
 
-@pytest.mark.parametrize(("arguments", "env", "words"), [
-    (["--nope"], {}, ["--nope"]),
-    (["nope"], {}, ["nope"]),
-    (["--port", "http"], {}, ["--port", "http"]),
-    (["--port", "65536"], {}, ["--port", "65536"]),
-    (["--seats", "0"], {}, ["--seats"]),
-    (["--think", "soon"], {}, ["--think", "soon"]),
-    (["--host", "not.an.address.invalid"], {}, ["not.an.address.invalid"]),
-    ([], {"TICKETBOSS_SEATS": "many"}, ["--seats", "many"]),
-    ([], {"TICKETBOSS_QUIET": "perhaps"}, ["--quiet"]),
-    ([], {"JWT_SECRET": "short"}, ["JWT_SECRET", "32"]),
-    (["--db", "gone/db.json"], {}, ["gone"]),
-    (["--db", "."], {}, []),
-], ids=lambda given: " ".join(given) if isinstance(given, list) else None)
+@pytest.mark.parametrize(
+    ("arguments", "env", "words"),
+    [
+        (["--nope"], {}, ["--nope"]),
+        (["nope"], {}, ["nope"]),
+        (["--port", "http"], {}, ["--port", "http"]),
+        (["--port", "65536"], {}, ["--port", "65536"]),
+        (["--seats", "0"], {}, ["--seats"]),
+        (["--think", "soon"], {}, ["--think", "soon"]),
+        (["--host", "not.an.address.invalid"], {}, ["not.an.address.invalid"]),
+        ([], {"TICKETBOSS_SEATS": "many"}, ["--seats", "many"]),
+        ([], {"TICKETBOSS_QUIET": "perhaps"}, ["--quiet"]),
+        ([], {"JWT_SECRET": "short"}, ["JWT_SECRET", "32"]),
+        (["--db", "gone/db.json"], {}, ["gone"]),
+        (["--db", "."], {}, []),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else None,
+)
 def test_a_bad_start_is_refused_in_one_line(run, arguments, env, words):
     in_one_line(run(*arguments, **env), *words)
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--nope"], ["--port", "http"], ["--db", "gone/db.json"], ["audit"]],
-    ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--nope"], ["--port", "http"], ["--db", "gone/db.json"], ["audit"]],
+    ids=" ".join,
+)
 def test_a_real_process_is_refused_in_one_line(spawn, tmp_path, arguments):
     in_one_line(spawn(*arguments))
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize(("arguments", "variable"), [
-    (["--port", ""], "PORT"), ([], "PORT"), ([], "TICKETBOSS_PORT")])
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [(["--port", ""], "PORT"), ([], "PORT"), ([], "TICKETBOSS_PORT")],
+)
 def test_a_taken_port_is_refused_in_one_line(spawn, taken, arguments, variable):
     given = [argument or str(taken) for argument in arguments]
     told = "1" if given else str(taken)  # what is on the command line counts
     in_one_line(spawn(*given, **{variable: told}), str(taken))
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", json.dumps(STATE)[:-1], "\0" * 20, changed(event__availableSeats=9),
-    changed(event__totalSeats="10"), changed(reservations__a__seats=-2),
-], ids=["empty", "brace", "list", "cut", "zeros", "sum", "type", "negative"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        json.dumps(STATE)[:-1],
+        "\0" * 20,
+        changed(event__availableSeats=9),
+        changed(event__totalSeats="10"),
+        changed(reservations__a__seats=-2),
+    ],
+    ids=["empty", "brace", "list", "cut", "zeros", "sum", "type", "negative"],
+)
 def test_a_bad_file_stops_the_start_in_one_line_and_stays_as_it_is(run, db, text):
     db.write_text(text)
     in_one_line(run(), str(db), "reset")
@@ -215,7 +268,8 @@ def test_a_file_that_may_not_be_read_stops_the_start_in_one_line(run, tmp_path):
 
 
 def test_no_free_block_for_the_first_file_is_one_line_and_leaves_nothing(
-        spawn, tmp_path):
+    spawn, tmp_path
+):
     in_one_line(spawn("--port", "0", limit=20), str(tmp_path / "db.json"))
     assert listing(tmp_path) == []
 
@@ -238,16 +292,27 @@ def test_the_file_is_the_options_then_the_environments_then_here(run, tmp_path):
 
 
 def test_every_option_has_its_variable(monkeypatch):
-    options = {flag: option for option in ticketboss.main.params
-               for flag in option.opts}
-    assert {"--host", "--port", "--db", "--seats", "--think", "--trust-proxy",
-            "--quiet"} <= set(options)
+    options = {
+        flag: option for option in ticketboss.main.params for flag in option.opts
+    }
+    assert {
+        "--host",
+        "--port",
+        "--db",
+        "--seats",
+        "--think",
+        "--trust-proxy",
+        "--quiet",
+    } <= set(options)
     for flag in options:  # "1" is a number, a duration, a yes and a name
         name = "TICKETBOSS_" + flag[2:].replace("-", "_").upper()
         monkeypatch.setenv(name, "1")
     context = ticketboss.main.make_context("ticketboss", [])
-    assert {flag for flag, option in options.items() if context.get_parameter_source(
-        option.name) is not ParameterSource.ENVIRONMENT} == set()
+    assert {
+        flag
+        for flag, option in options.items()
+        if context.get_parameter_source(option.name) is not ParameterSource.ENVIRONMENT
+    } == set()
 
 
 def test_an_app_without_settings_is_told_by_the_environment(monkeypatch, db, saved):
@@ -258,15 +323,26 @@ def test_an_app_without_settings_is_told_by_the_environment(monkeypatch, db, sav
     sold = [worker.post("/reservations", json=ORDER) for worker in workers]
     assert [answer.status_code for answer in sold] == [201, 201]
     assert workers[0].post("/reservations", json=ORDER).status_code == 409
-    assert saved()["event"] == {"eventId": SEEDED, "name": "Node.js Meet-up",
-                                "totalSeats": 7, "availableSeats": 1, "version": 2}
+    assert saved()["event"] == {
+        "eventId": SEEDED,
+        "name": "Node.js Meet-up",
+        "totalSeats": 7,
+        "availableSeats": 1,
+        "version": 2,
+    }
 
 
-@pytest.mark.parametrize(("variable", "value"), [
-    ("TICKETBOSS_THINK", "soon"), ("TICKETBOSS_DB", "gone/db.json"),
-    ("JWT_SECRET", "short")])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TICKETBOSS_THINK", "soon"),
+        ("TICKETBOSS_DB", "gone/db.json"),
+        ("JWT_SECRET", "short"),
+    ],
+)
 def test_an_app_that_cannot_start_ends_its_worker_in_one_line(
-        monkeypatch, tmp_path, variable, value):
+    monkeypatch, tmp_path, variable, value
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
     monkeypatch.setenv(variable, value)
@@ -278,15 +354,26 @@ def test_an_app_that_cannot_start_ends_its_worker_in_one_line(
 
 
 def test_flask_run_serves_the_same(connect, db, saved):
-    env = {"TICKETBOSS_DB": str(db), "TICKETBOSS_SEATS": "7",
-           "PYTHONPATH": str(PROGRAM.parent), "PYTHONUNBUFFERED": "1"}
+    env = {
+        "TICKETBOSS_DB": str(db),
+        "TICKETBOSS_SEATS": "7",
+        "PYTHONPATH": str(PROGRAM.parent),
+        "PYTHONUNBUFFERED": "1",
+    }
     with subprocess.Popen(
-            [sys.executable, "-m", "flask", "--app", "ticketboss", "run", "-p", "0"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            cwd=db.parent, env=os.environ | env) as process:
+        [sys.executable, "-m", "flask", "--app", "ticketboss", "run", "-p", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=db.parent,
+        env=os.environ | env,
+    ) as process:
         try:
-            url = next(found[0] for line in process.stderr
-                       if (found := re.search(r"http://\S+", line)))
+            url = next(
+                found[0]
+                for line in process.stderr
+                if (found := re.search(r"http://\S+", line))
+            )
             assert connect(url).ask("POST", "/reservations", ORDER).status == 201
         finally:
             process.kill()
@@ -299,6 +386,7 @@ def test_flask_run_serves_the_same(connect, db, saved):
 @pytest.fixture
 def under_way(connect: Callable[[str], Client]) -> Callable[..., list[Client]]:
     """under_way(server, n): n clients whose orders it works on, unanswered."""
+
     def under_way(server: Server, number: int, **headers: str) -> list[Client]:
         clients = [connect(server.url) for _ in range(number)]
         for client in clients:  # each its first: behind another, it might lie unread
@@ -306,6 +394,7 @@ def under_way(connect: Callable[[str], Client]) -> Callable[..., list[Client]]:
         for _ in range(3):  # asked later, answered: so the orders have been taken up
             assert server.ask("GET", "/_health")[0] == 200
         return clients
+
     return under_way
 
 
@@ -314,13 +403,15 @@ def test_who_thinks_loses_races_and_counts_the_attempts(serve, under_way, saved)
     answers = [c.receive() for c in under_way(server, 3)]
     assert {a.status for a in answers} == {201}
     assert sorted(a.version for a in answers) == [1, 2, 3]
-    assert [int(a.headers["X-Attempts"]) for a in sorted(
-        answers, key=lambda a: a.version)] == [1, 2, 3]
+    assert [
+        int(a.headers["X-Attempts"]) for a in sorted(answers, key=lambda a: a.version)
+    ] == [1, 2, 3]
     assert saved()["event"]["availableSeats"] == 491
 
 
 def test_who_thinks_under_a_condition_is_not_made_to_think_again(
-        serve, under_way, saved):
+    serve, under_way, saved
+):
     server = serve("--think", "300ms")
     clients = under_way(server, 2, If_Match='"0"')
     answers = sorted([c.receive() for c in clients], key=lambda a: a.status)
@@ -339,8 +430,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_an_end_finishes_the_request_under_way(
-        serve, under_way, saved, pick, how):
+def test_an_end_finishes_the_request_under_way(serve, under_way, saved, pick, how):
     # The longer one: no library's own patience may be what ends a request.
     server = serve("--think", f"{pick(1, 7, 7)}s")
     [client] = under_way(server, 1)
@@ -366,12 +456,24 @@ def test_an_end_finishes_those_who_wait_for_the_lock(serve, under_way, db, saved
 
 
 def test_an_end_finishes_an_answer_to_a_slow_reader(serve, connect, db):
-    records = {f"r{n}": STATE["reservations"]["a"] | {
-        "reservationId": f"r{n}", "partnerId": "x" * 200,
-        "eventVersionAtReservation": n + 1} for n in range(20_000)}
-    db.write_text(json.dumps({"event": STATE["event"] | {
-        "totalSeats": 40_000, "availableSeats": 0, "version": 20_000},
-        "reservations": records}))
+    records = {
+        f"r{n}": STATE["reservations"]["a"]
+        | {
+            "reservationId": f"r{n}",
+            "partnerId": "x" * 200,
+            "eventVersionAtReservation": n + 1,
+        }
+        for n in range(20_000)
+    }
+    db.write_text(
+        json.dumps(
+            {
+                "event": STATE["event"]
+                | {"totalSeats": 40_000, "availableSeats": 0, "version": 20_000},
+                "reservations": records,
+            }
+        )
+    )
     server = serve()
     client = connect(server.url)
     client.connection.sock = slow = socket.socket()
@@ -387,12 +489,14 @@ def test_an_end_finishes_an_answer_to_a_slow_reader(serve, connect, db):
 @pytest.fixture
 def rigged(serve, tmp_path) -> Callable[..., Server]:
     """rigged(text, *options): a server whose process runs this Python before ours."""
+
     def rigged(text: str, *options: str) -> Server:
         folder = tmp_path / "first"
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(text)
         paths = [str(folder), os.environ.get("PYTHONPATH", "")]
         return serve(*options, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+
     return rigged
 
 
@@ -421,7 +525,8 @@ wasyncore.loop = once
 
 def test_an_end_answers_those_whom_no_thread_has_begun_with(rigged, connect, saved):
     crowd = 80
-    server = rigged(f"""
+    server = rigged(
+        f"""
 import itertools, os, signal
 from waitress.task import ThreadedTaskDispatcher
 
@@ -430,7 +535,10 @@ def add_task(self, task, add=ThreadedTaskDispatcher.add_task, n=itertools.count(
     if next(n) == {crowd}:
         os.kill(os.getpid(), signal.SIGTERM)
 ThreadedTaskDispatcher.add_task = add_task
-""", "--think", "1s")
+""",
+        "--think",
+        "1s",
+    )
     clients = [connect(server.url) for _ in range(crowd)]
     for client in clients:  # under a condition, as who loses a race thinks again
         client.send("POST", "/reservations", ORDER, If_Match='"0"')
@@ -443,8 +551,11 @@ ThreadedTaskDispatcher.add_task = add_task
 
 def heeds(process: subprocess.Popen[str], how: signal.Signals) -> bool:
     """Whether a process has a handler for a signal."""
-    caught = re.search(r"^SigCgt:\s*(\w+)$", Path(
-        f"/proc/{process.pid}/status").read_text(), re.MULTILINE)[1]
+    caught = re.search(
+        r"^SigCgt:\s*(\w+)$",
+        Path(f"/proc/{process.pid}/status").read_text(),
+        re.MULTILINE,
+    )[1]
     return bool(int(caught, 16) >> (how - 1) & 1)
 
 
@@ -482,8 +593,14 @@ sys.argv = ["ticketboss.py", "--port", "0", "--quiet"]
 ticketboss.main()
 """
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30,
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROGRAM.parent)}, check=False)
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROGRAM.parent)},
+        check=False,
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -501,7 +618,8 @@ def test_each_request_is_one_line_on_stderr_with_its_version_and_attempts(db):
     assert status == 0
     sold, looked, odd = err.splitlines()
     assert re.fullmatch(
-        r".*POST\b.* /reservations\b.* 201\b.* [0-9.]+ ?ms\b.*\D1\b.*\D1\b.*", sold)
+        r".*POST\b.* /reservations\b.* 201\b.* [0-9.]+ ?ms\b.*\D1\b.*\D1\b.*", sold
+    )
     assert re.fullmatch(r".*GET\b.* /event\b.* 200\b.* [0-9.]+ ?ms\b.*\D1\b.*", looked)
     assert re.fullmatch(r".*GET\b.* 404\b.* [0-9.]+ ?ms\b.*", odd)
     assert err.isascii()
@@ -529,21 +647,37 @@ def test_an_audit_of_what_adds_up_says_so(run, db):
     assert listing(db.parent) == ["db.json"]
 
 
-@pytest.mark.parametrize("text", [
-    changed(event__availableSeats=9),
-    changed(event__availableSeats=-2, event__totalSeats=0),
-    changed(event__version=2),
-    changed(reservations__a__status="cancelled"),
-    changed(reservations__b__status="sold"),
-    changed(reservations__b__reservationId="c"),
-    changed(reservations__b__eventVersionAtReservation=1),
-    changed(reservations__b__eventVersionAtCancel=1),
-    changed(reservations__b__eventVersionAtCancel=2),
-    changed(reservations__b__status="waitlisted"),  # and 8 seats are free
-    "", json.dumps(STATE)[:-1],
-], ids=["sum", "negative", "version", "cancelled", "status", "key", "sold at once",
-        "cancelled as sold", "cancelled when made", "waits for nothing", "empty",
-        "cut"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        changed(event__availableSeats=9),
+        changed(event__availableSeats=-2, event__totalSeats=0),
+        changed(event__version=2),
+        changed(reservations__a__status="cancelled"),
+        changed(reservations__b__status="sold"),
+        changed(reservations__b__reservationId="c"),
+        changed(reservations__b__eventVersionAtReservation=1),
+        changed(reservations__b__eventVersionAtCancel=1),
+        changed(reservations__b__eventVersionAtCancel=2),
+        changed(reservations__b__status="waitlisted"),  # and 8 seats are free
+        "",
+        json.dumps(STATE)[:-1],
+    ],
+    ids=[
+        "sum",
+        "negative",
+        "version",
+        "cancelled",
+        "status",
+        "key",
+        "sold at once",
+        "cancelled as sold",
+        "cancelled when made",
+        "waits for nothing",
+        "empty",
+        "cut",
+    ],
+)
 def test_an_audit_finds_what_does_not_add_up(run, db, text):
     db.write_text(text)
     ended = run("audit", "--db", str(db))
@@ -571,13 +705,21 @@ def test_a_reset_without_a_yes_changes_nothing(run, db, said):
 @pytest.mark.parametrize(("options", "said"), [(["--yes"], ""), ([], "y\n")])
 @pytest.mark.parametrize("text", [json.dumps(STATE), "{ cut"], ids=["good", "bad"])
 def test_a_reset_seeds_afresh_and_keeps_the_old_file_beside(
-        run, db, saved, options, said, text):
+    run, db, saved, options, said, text
+):
     db.write_text(text)
     ended = run("reset", "--seats", "9", *options, stdin=said)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert saved() == {"event": {
-        "eventId": SEEDED, "name": "Node.js Meet-up", "totalSeats": 9,
-        "availableSeats": 9, "version": 0}, "reservations": {}}
+    assert saved() == {
+        "event": {
+            "eventId": SEEDED,
+            "name": "Node.js Meet-up",
+            "totalSeats": 9,
+            "availableSeats": 9,
+            "version": 0,
+        },
+        "reservations": {},
+    }
     [kept] = set(listing(db.parent)) - {"db.json"}
     assert (db.parent / kept).read_text() == text
     assert kept in ended.stdout
@@ -609,8 +751,7 @@ def test_a_second_reset_keeps_what_the_first_one_left(run, db, saved):
     assert saved()["event"]["totalSeats"] == 9
 
 
-def test_a_reset_that_finds_no_free_block_leaves_the_file_where_it_is(
-        spawn, db):
+def test_a_reset_that_finds_no_free_block_leaves_the_file_where_it_is(spawn, db):
     db.write_text(json.dumps(STATE))
     ended = spawn("reset", "--yes", limit=20)
     assert db.exists()
@@ -630,24 +771,44 @@ def test_a_running_server_sells_what_a_reset_left(serve, run, saved):
 # --- admin, and the key -------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--seats", "50", "admin", "a@b.co"], ["admin", "--seats", "50", "a@b.co"],
-    ["--seats", "70", "admin", "a@b.co", "--seats", "50"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seats", "50", "admin", "a@b.co"],
+        ["admin", "--seats", "50", "a@b.co"],
+        ["--seats", "70", "admin", "a@b.co", "--seats", "50"],
+    ],
+    ids=" ".join,
+)
 def test_an_admin_made_first_of_all_finds_the_seats_that_were_asked_for(
-        db, saved, arguments):
+    db, saved, arguments
+):
     typed = "a long password\na long password\n"
     ended = CliRunner().invoke(
-        ticketboss.main, ["--db", str(db), *arguments], input=typed)
+        ticketboss.main, ["--db", str(db), *arguments], input=typed
+    )
     assert (ended.exit_code, str(db) in ended.stdout) == (0, True)
     assert saved()["event"]["totalSeats"] == saved()["event"]["availableSeats"] == 50
     [account] = saved()["accounts"]["members"].values()
     assert (account["email"], account["role"]) == ("a@b.co", "admin")
 
 
-@pytest.mark.parametrize("address", [
-    "a\x1b[2J@b.co", "a@b\x07.co", "a\x7f@b.co", "a\u202e@b.co", "a\udcff@b.co",
-    "x" * 500 + "@b.co", "a@" + "x" * 500 + ".co", "a@" + "." * 60_000 + "@", "a", ""],
-    ids=lambda address: ascii(address)[:20])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "a\x1b[2J@b.co",
+        "a@b\x07.co",
+        "a\x7f@b.co",
+        "a\u202e@b.co",
+        "a\udcff@b.co",
+        "x" * 500 + "@b.co",
+        "a@" + "x" * 500 + ".co",
+        "a@" + "." * 60_000 + "@",
+        "a",
+        "",
+    ],
+    ids=lambda address: ascii(address)[:20],
+)
 def test_an_admin_has_an_address_as_all_have(run, tmp_path, address):
     ended = run("admin", address)
     in_one_line(ended, "EMAIL")
@@ -656,8 +817,7 @@ def test_an_admin_has_an_address_as_all_have(run, tmp_path, address):
     assert listing(tmp_path) == []
 
 
-def test_an_admin_whose_address_is_a_name_already_is_told_so_and_no_more(
-        db, saved):
+def test_an_admin_whose_address_is_a_name_already_is_told_so_and_no_more(db, saved):
     admin = ["admin", "a@b.co", "--db", str(db)]
     typed = "a long password\na long password\n"
     assert CliRunner().invoke(ticketboss.main, admin, input=typed).exit_code == 0
@@ -681,8 +841,9 @@ def test_a_jwt_secret_is_any_bytes(serve):
         server = serve(JWT_SECRET=os.fsdecode(secret))
         status = server.ask("POST", "/api/v1/auth/register", me)[0]
         assert status == (409 if tokens else 201)
-        status, told, _ = server.ask("POST", "/login", {
-            "username": "ann", "password": me["password"]})
+        status, told, _ = server.ask(
+            "POST", "/login", {"username": "ann", "password": me["password"]}
+        )
         assert status == 200
         tokens.append(told["token"])
         for token in tokens:  # the first one is still good after a new start
@@ -694,8 +855,11 @@ def test_a_jwt_secret_is_any_bytes(serve):
 # --- What happens to a running server ----------------------------------------
 
 
-@pytest.mark.parametrize("left", [None, "", "{ cut", changed(event__availableSeats=9)],
-                         ids=["gone", "empty", "cut", "sum"])
+@pytest.mark.parametrize(
+    "left",
+    [None, "", "{ cut", changed(event__availableSeats=9)],
+    ids=["gone", "empty", "cut", "sum"],
+)
 def test_a_server_without_its_file_answers_503_until_it_is_back(serve, db, left):
     server = serve()
     server.ask("POST", "/reservations", ORDER)
@@ -703,8 +867,12 @@ def test_a_server_without_its_file_answers_503_until_it_is_back(serve, db, left)
     db.unlink()
     if left is not None:
         db.write_text(left)
-    for method, path in [("GET", "/event"), ("GET", "/reservations"),
-                         ("POST", "/reservations"), ("DELETE", "/reservations/a")]:
+    for method, path in [
+        ("GET", "/event"),
+        ("GET", "/reservations"),
+        ("POST", "/reservations"),
+        ("DELETE", "/reservations/a"),
+    ]:
         status, told, _ = server.ask(method, path, ORDER if method == "POST" else None)
         assert (status, list(told)) == (503, ["error"])
     status, told, _ = server.ask("GET", "/_health")
@@ -726,10 +894,13 @@ def test_a_full_disk_refuses_changes_alone_and_only_while_it_is_full(serve, db):
     before, pid = db.read_bytes(), server.process.pid
     _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (len(before) // 2, most))
-    for method, path in [("POST", "/reservations"),
-                         ("DELETE", f"/reservations/{sold['reservationId']}")]:
+    for method, path in [
+        ("POST", "/reservations"),
+        ("DELETE", f"/reservations/{sold['reservationId']}"),
+    ]:
         status, told, headers = server.ask(
-            method, path, ORDER if method == "POST" else None)
+            method, path, ORDER if method == "POST" else None
+        )
         assert (status, list(told)) == (503, ["error"])
         assert "othing was changed" in told["error"]
         assert "Retry-After" in headers
@@ -751,5 +922,9 @@ def test_one_server_is_stopped_while_another_goes_on(serve, saved):
     assert first.stop()[0] == 0
     assert second.ask("POST", "/reservations", ORDER)[0] == 201
     assert saved()["event"] | {"name": ""} == {
-        "eventId": SEEDED, "name": "", "totalSeats": 500, "availableSeats": 494,
-        "version": 2}
+        "eventId": SEEDED,
+        "name": "",
+        "totalSeats": 500,
+        "availableSeats": 494,
+        "version": 2,
+    }

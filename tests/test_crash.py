@@ -39,14 +39,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 SEATS = 5
 SEEDED = ticketboss.seed(SEATS)
-WATCHED = [(os, name) for name in (
-    "open close read pread readv write pwrite writev sendfile fsync fdatasync sync "
-    "replace rename renames link symlink unlink remove mkdir rmdir stat lstat fstat "
-    "access readlink listdir scandir chmod fchmod chown fchown lchown truncate "
-    "ftruncate utime dup dup2 copy_file_range").split()] + [
-    (fcntl, name) for name in ("flock", "lockf", "fcntl")]
-ERRORS = ["ENOSPC", "EIO", "EDQUOT", "EROFS", "EMFILE", "ENOLCK", "ENOMEM", "EINTR",
-          "EACCES"]
+WATCHED = [
+    (os, name)
+    for name in (
+        "open close read pread readv write pwrite writev sendfile fsync fdatasync "
+        "sync replace rename renames link symlink unlink remove mkdir rmdir stat lstat "
+        "fstat access readlink listdir scandir chmod fchmod chown fchown lchown "
+        "truncate ftruncate utime dup dup2 copy_file_range"
+    ).split()
+] + [(fcntl, name) for name in ("flock", "lockf", "fcntl")]
+ERRORS = [
+    "ENOSPC",
+    "EIO",
+    "EDQUOT",
+    "EROFS",
+    "EMFILE",
+    "ENOLCK",
+    "ENOMEM",
+    "EINTR",
+    "EACCES",
+]
 
 
 # --- What is done to the disk, and what must be true afterwards ----------------------
@@ -54,9 +66,11 @@ ERRORS = ["ENOSPC", "EIO", "EDQUOT", "EROFS", "EMFILE", "ENOLCK", "ENOMEM", "EIN
 
 def sell(store, name):
     """One durable sale of one seat, named."""
+
     def decide(database):
         wish = Reservation(name, "abc-corp", 1, "waitlisted")
         return database.having(reserve(database.document(None), wish))
+
     return Transactions(store).transact(decide)
 
 
@@ -68,7 +82,11 @@ def sold(path):
 def leftovers(path):
     """Temporary files of this database, and how many there are of the other one."""
     names = set(os.listdir(os.path.dirname(path))) - {
-        "db.json", ".db.json.lock", "other.json", ".other.json.lock"}
+        "db.json",
+        ".db.json.lock",
+        "other.json",
+        ".other.json.lock",
+    }
     others = {name for name in names if "other" in name}
     return sorted(names - others), len(others)
 
@@ -106,6 +124,7 @@ def abandoned(path, name):
             os.link(args[0], f"{args[0]}.kept")
             drafts.append(args[0])
         return call()
+
     with between(keep):
         sell(Store(path), name)
     os.rename(f"{drafts[0]}.kept", drafts[0])
@@ -161,6 +180,7 @@ def between(meddle):
             if threading.get_ident() != thread:
                 return call(*args, **more)
             return meddle(next(numbers), name, partial(call, *args, **more), args)
+
         return stood_in
 
     def opened(*args, **more):  # a file object reads and writes without os's functions
@@ -171,8 +191,9 @@ def between(meddle):
     places = [place for place in WATCHED if hasattr(*place)] + [(builtins, "open")]
     kept = {place: getattr(*place) for place in places}
     for module, name in places:
-        instead = opened if name == "open" and module is builtins else (
-            kept[module, name])
+        instead = (
+            opened if name == "open" and module is builtins else (kept[module, name])
+        )
         setattr(module, name, stand_in(name, instead))
     try:
         yield
@@ -262,7 +283,7 @@ def dying(wanted, moment, write, leave, told, number, name, call, args):
         with suppress(OSError):
             call()
     elif moment == "amid":
-        write(args[0], args[1][:len(args[1]) // 2])
+        write(args[0], args[1][: len(args[1]) // 2])
     write(told, f"{moment} {name}\n".encode())
     return leave(9)
 
@@ -288,8 +309,10 @@ def test_a_kill_at_any_call_leaves_the_old_file_or_the_new(what, place, say):
             break
         points += [" ".join(death) for death in deaths]
     names = Counter(point.split()[1] for point in points if point.startswith("before"))
-    say(f"{what}: killed at {len(points)} points of {names.total()} calls: "
-        f"{listed(names.elements())}")
+    say(
+        f"{what}: killed at {len(points)} points of {names.total()} calls: "
+        f"{listed(names.elements())}"
+    )
     assert number - 1 == names.total() == sum("after" in point for point in points)
     assert names["fsync"] >= {"seeding": 2, "a commit": 2, "a start": 0}[what]
     unlinked = names["unlink"] + names["remove"]
@@ -311,7 +334,9 @@ def under_strace(work, log, *options):
     child, pipe = in_a_child(work, go=go)
     tracer = subprocess.Popen(
         ["strace", "-f", "-p", str(child), "-o", log, *options],
-        stderr=subprocess.PIPE, text=True)
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     line = tracer.stderr.readline()
     attached = "attached" in line and "rror" not in line
     if not attached:
@@ -356,8 +381,13 @@ def test_a_kill_at_any_real_system_call_leaves_the_old_file_or_the_new(
             work = WORKS[what](path)
             before = read(path)
             status, words = under_strace(
-                work, log, "-e", trace,
-                "-e", f"inject={name}:signal=SIGKILL:when={number}")
+                work,
+                log,
+                "-e",
+                trace,
+                "-e",
+                f"inject={name}:signal=SIGKILL:when={number}",
+            )
             assert status in {0, -signal.SIGKILL}
             kills += status != 0  # 0: a call fewer than last time, by chance
             check_after_a_crash(what, path, before, acknowledged=bool(words))
@@ -451,6 +481,7 @@ def test_the_folder_that_is_synced_is_the_one_the_file_is_in(place):
     def see(_, name, call, args):
         synced.extend([os.fstat(args[0]).st_ino] if name == "fsync" else [])
         return call()
+
     with between(see):
         work()
     assert sold(path) == {"theirs", "mine"}
@@ -581,9 +612,19 @@ class Disk:
                 yield None
                 continue
             kept, now = self.files[file]
-            yield from {kept, now} if kept == now else {
-                kept, now, b"", now[:len(now) // 2], now[:-2], bytes(len(now)),
-                now[:len(now) // 2] + bytes(len(now) - len(now) // 2)}
+            yield from (
+                {kept, now}
+                if kept == now
+                else {
+                    kept,
+                    now,
+                    b"",
+                    now[: len(now) // 2],
+                    now[:-2],
+                    bytes(len(now)),
+                    now[: len(now) // 2] + bytes(len(now) - len(now) // 2),
+                }
+            )
 
 
 def traced(path):
@@ -595,6 +636,7 @@ def traced(path):
         def short(place):
             assert os.path.dirname(place) == folder, place
             return os.path.basename(place)
+
         result = call()
         if name == "open" and isinstance(result, int) and args[0] != folder:
             if (opened := short(args[0])) not in names:
@@ -606,8 +648,11 @@ def traced(path):
         elif name == "write":
             done.append(("write", open_files[args[0]], bytes(args[1][:result])))
         elif name in {"fsync", "fdatasync"}:
-            done.append(("sync", open_files[args[0]]) if args[0] in open_files else (
-                "sync_folder",))
+            done.append(
+                ("sync", open_files[args[0]])
+                if args[0] in open_files
+                else ("sync_folder",)
+            )
         elif name in {"replace", "rename"}:
             names[short(args[1])] = names[short(args[0])]
             done.append(("rename", short(args[0]), short(args[1])))
@@ -619,9 +664,19 @@ def traced(path):
         elif name == "close":
             open_files.pop(args[0], None)
         else:  # nothing else may change what is in the file, or its name
-            assert name in {"stat", "lstat", "fstat", "listdir", "mkdir", "flock",
-                            "fchmod", "fchown", "read", "open", "access"} or (
-                                str(args[0]).endswith(".lock")), name
+            assert name in {
+                "stat",
+                "lstat",
+                "fstat",
+                "listdir",
+                "mkdir",
+                "flock",
+                "fchmod",
+                "fchown",
+                "read",
+                "open",
+                "access",
+            } or (str(args[0]).endswith(".lock")), name
         return result
 
     with between(see):
@@ -673,8 +728,10 @@ def test_a_power_cut_at_any_moment_loses_nothing_acknowledged(tmp_path, say):
     trace = traced(str(tmp_path / "db.json"))
     assert Counter(call[0] for call in trace)["acknowledge"] == 3
     states, unreadable, lost = judged(trace, str(tmp_path / "there" / "db.json"))
-    say(f"power cut: {states} states of the disk in {len(trace)} steps, "
-        f"{unreadable} unreadable, {lost} that lost something")
+    say(
+        f"power cut: {states} states of the disk in {len(trace)} steps, "
+        f"{unreadable} unreadable, {lost} that lost something"
+    )
     assert (unreadable, lost) == (0, 0)
     assert states > 20
 
@@ -717,14 +774,20 @@ def written_in_place(trace):
     return changed
 
 
-@pytest.mark.parametrize(("plant", "harms"), [
-    (without_sync_of_the_file, "unreadable"),
-    (without_sync_of_the_folder, "lost"),
-    (renamed_before_it_is_synced, "unreadable"),
-    (written_in_place, "unreadable")])
+@pytest.mark.parametrize(
+    ("plant", "harms"),
+    [
+        (without_sync_of_the_file, "unreadable"),
+        (without_sync_of_the_folder, "lost"),
+        (renamed_before_it_is_synced, "unreadable"),
+        (written_in_place, "unreadable"),
+    ],
+)
 def test_the_model_of_a_power_cut_catches_a_program(plant, harms, tmp_path, say):
     planted = plant(traced(str(tmp_path / "db.json")))
     states, unreadable, lost = judged(planted, str(tmp_path / "there" / "db.json"))
-    say(f"power cut, {plant.__name__.replace('_', ' ')}: {states} states, "
-        f"{unreadable} unreadable, {lost} that lost something")
+    say(
+        f"power cut, {plant.__name__.replace('_', ' ')}: {states} states, "
+        f"{unreadable} unreadable, {lost} that lost something"
+    )
     assert {"unreadable": unreadable, "lost": lost}[harms] > 0

@@ -35,18 +35,32 @@ def sell(client, seats=3):
     return client.post("/reservations", json=ORDER | {"seats": seats})
 
 
-@pytest.mark.parametrize("double", [
-    ('"version": 0', '"version": 0, "version": 0'),
-    ('"reservations": {}', '"reservations": {}, "reservations": {}'),
-    ('{"reservationId": "a"', '{"reservationId": "a", "reservationId": "a"'),
-    ('"a": {', ('"a": {"reservationId": "a", "partnerId": "x", "seats": 2, '
-                '"status": "cancelled"}, "a": {')),
-])
+@pytest.mark.parametrize(
+    "double",
+    [
+        ('"version": 0', '"version": 0, "version": 0'),
+        ('"reservations": {}', '"reservations": {}, "reservations": {}'),
+        ('{"reservationId": "a"', '{"reservationId": "a", "reservationId": "a"'),
+        (
+            '"a": {',
+            (
+                '"a": {"reservationId": "a", "partnerId": "x", "seats": 2, '
+                '"status": "cancelled"}, "a": {'
+            ),
+        ),
+    ],
+)
 def test_a_file_in_which_a_field_comes_twice_is_refused(client, db, double):
     whole = json.loads(db.read_text())
     if '"a"' in double[0]:
-        whole["reservations"] = {"a": {"reservationId": "a", "partnerId": "x",
-                                       "seats": 2, "status": "cancelled"}}
+        whole["reservations"] = {
+            "a": {
+                "reservationId": "a",
+                "partnerId": "x",
+                "seats": 2,
+                "status": "cancelled",
+            }
+        }
     good = json.dumps(whole)
     assert double[0] in good
     db.write_text(good)
@@ -56,9 +70,14 @@ def test_a_file_in_which_a_field_comes_twice_is_refused(client, db, double):
     assert db.read_text() == good.replace(*double)
 
 
-@pytest.mark.parametrize(("field", "name"), [
-    ('"version": 0', "version"), ('"reservations": {}', "reservations"),
-    ('"name": "Node.js Meet-up"', "name")])
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ('"version": 0', "version"),
+        ('"reservations": {}', "reservations"),
+        ('"name": "Node.js Meet-up"', "name"),
+    ],
+)
 def test_the_refusal_of_a_field_that_comes_twice_names_it(client, db, field, name):
     double = db.read_text().replace(field, f"{field}, {field}")
     db.write_text(double)
@@ -72,9 +91,16 @@ def test_the_refusal_of_a_field_that_comes_twice_names_it(client, db, field, nam
 
 def with_members(**changes):
     """Accounts as they should be, but for this in the second one."""
-    ann, bob = ({"id": number, "username": name, "email": f"{name}@example.com",
-                 "password": "x", "role": "user"} for number, name in (
-                     (1, "ann"), (2, "bob")))
+    ann, bob = (
+        {
+            "id": number,
+            "username": name,
+            "email": f"{name}@example.com",
+            "password": "x",
+            "role": "user",
+        }
+        for number, name in ((1, "ann"), (2, "bob"))
+    )
     return {"version": 2, "secret": "x" * 32, "members": {"1": ann, "2": bob | changes}}
 
 
@@ -84,12 +110,12 @@ BAD_ACCOUNTS = {
     "an id yet to come": with_members() | {"version": 1},
     "no version": {k: v for k, v in with_members().items() if k != "version"},
     "another id": with_members(id=3),
-    "an id of nobody": with_members() | {"members": {
-        "0": with_members(id=0)["members"]["2"]}},
-    "under another key": with_members() | {"members": {
-        "02": with_members()["members"]["2"]}},
-    "under its address": with_members() | {"members": {
-        "bob@example.com": with_members()["members"]["2"]}},
+    "an id of nobody": with_members()
+    | {"members": {"0": with_members(id=0)["members"]["2"]}},
+    "under another key": with_members()
+    | {"members": {"02": with_members()["members"]["2"]}},
+    "under its address": with_members()
+    | {"members": {"bob@example.com": with_members()["members"]["2"]}},
     "one address": with_members(email="ann@example.com"),
     "one address in two cases": with_members(email="ANN@example.com"),
     "one address in two forms": with_members(email="ann\uff20example.com"),
@@ -103,7 +129,8 @@ BAD_ACCOUNTS = {
 
 @pytest.mark.parametrize("accounts", BAD_ACCOUNTS.values(), ids=BAD_ACCOUNTS)
 def test_accounts_that_do_not_add_up_are_refused_and_left_alone(
-        client, make_app, db, accounts):
+    client, make_app, db, accounts
+):
     whole = json.loads(db.read_text())
     db.write_text(json.dumps(whole | {"accounts": with_members()}))
     assert client.get("/_health").json == {"ok": True}
@@ -120,7 +147,8 @@ def test_accounts_that_do_not_add_up_are_refused_and_left_alone(
 
 
 def test_a_file_whose_first_event_is_deleted_is_refused_and_left_alone(
-        client, make_app, db):
+    client, make_app, db
+):
     whole = json.loads(db.read_text())
     whole["event"]["deleted"] = True
     bad = json.dumps(whole)
@@ -142,8 +170,9 @@ def test_a_file_of_a_newer_layout_is_refused_and_left_alone(client, db):
     assert db.read_text() == newer
 
 
-@pytest.mark.parametrize("make", [
-    lambda lock: os.symlink("db.json", lock), os.mkdir, os.mkfifo])
+@pytest.mark.parametrize(
+    "make", [lambda lock: os.symlink("db.json", lock), os.mkdir, os.mkfifo]
+)
 def test_a_lock_that_is_no_plain_file_is_refused_or_does_no_harm(db, make):
     Store(str(db)).start(5)
     lock, before = db.with_name(".db.json.lock"), db.read_bytes()
@@ -156,6 +185,7 @@ def test_a_lock_that_is_no_plain_file_is_refused_or_does_no_harm(db, make):
             Store(str(db), patience_s=0.2).start(5)
         except ticketboss.TicketBossError as error:
             refusals.append(error)
+
     thread = threading.Thread(target=start, daemon=True)
     thread.start()
     thread.join(20)
@@ -188,6 +218,7 @@ def test_no_memory_for_a_write_changes_nothing(client, db, monkeypatch, fault):
 
     def write(*_):
         raise fault
+
     monkeypatch.setattr(os, "write", write)
     answer = sell(client)
     monkeypatch.undo()
@@ -212,24 +243,46 @@ def test_a_clock_that_jumps_upsets_no_order_and_no_wait(
     client, real = make_app(seats=4).test_client(), time.time
     held = sell(client).json["reservationId"]
     monkeypatch.setattr(time, "time", lambda: real() + jump_s)
-    waits = [client.post("/reservations", json={
-        "partnerId": name, "seats": 2, "waitlist": True}).json for name in "ab"]
+    waits = [
+        client.post(
+            "/reservations", json={"partnerId": name, "seats": 2, "waitlist": True}
+        ).json
+        for name in "ab"
+    ]
     monkeypatch.undo()
-    waits.append(client.post("/reservations", json={
-        "partnerId": "c", "seats": 2, "waitlist": True}).json)
+    waits.append(
+        client.post(
+            "/reservations", json={"partnerId": "c", "seats": 2, "waitlist": True}
+        ).json
+    )
     assert [each["position"] for each in waits] == [1, 2, 3]
     assert client.delete(f"/reservations/{held}").status_code == 204
     kept = saved()["reservations"]
     assert [kept[each["reservationId"]]["status"] for each in waits] == [
-        "confirmed", "confirmed", "waitlisted"]
+        "confirmed",
+        "confirmed",
+        "waitlisted",
+    ]
 
 
-@pytest.mark.parametrize("damaged", ["", "x", "scrypt:7:8:1$salt$00", "plain$a$b",
-                                     "scrypt:x:8:1$a$b", "pbkdf2:sha0:1$a$b", "$$"])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "x",
+        "scrypt:7:8:1$salt$00",
+        "plain$a$b",
+        "scrypt:x:8:1$a$b",
+        "pbkdf2:sha0:1$a$b",
+        "$$",
+    ],
+)
 def test_a_damaged_hash_is_a_password_that_nobody_knows(make_app, db, saved, damaged):
     client = make_app().test_client()
-    client.post("/api/v1/auth/register", json={
-        "username": "ann", "email": "ann@example.com", "password": "12345678"})
+    client.post(
+        "/api/v1/auth/register",
+        json={"username": "ann", "email": "ann@example.com", "password": "12345678"},
+    )
     whole = saved()
     whole["accounts"]["members"]["1"]["password"] = damaged
     db.write_text(json.dumps(whole))
@@ -238,8 +291,9 @@ def test_a_damaged_hash_is_a_password_that_nobody_knows(make_app, db, saved, dam
     assert answer.is_json
 
 
-@pytest.mark.parametrize("iat", ["0", 0.5, True, None, [], 10**400, "\u0661"],
-                         ids=lambda iat: str(iat)[:9])
+@pytest.mark.parametrize(
+    "iat", ["0", 0.5, True, None, [], 10**400, "\u0661"], ids=lambda iat: str(iat)[:9]
+)
 def test_a_token_whose_age_is_no_whole_number_is_bad(make_app, iat):
     secret = "thirty-two bytes are enough for this"
     client = make_app(jwt_secret=secret).test_client()
@@ -247,7 +301,9 @@ def test_a_token_whose_age_is_no_whole_number_is_bad(make_app, iat):
     encoded = jwt.api_jws.encode(json.dumps(claims).encode(), secret, "HS256")
     answer = client.get("/event", headers={"Authorization": f"Bearer {encoded}"})
     assert (answer.status_code, answer.json["error"]) == (
-        401, "Unauthorized. Invalid token.")
+        401,
+        "Unauthorized. Invalid token.",
+    )
 
 
 @pytest.mark.parametrize("query", ["\xff", "limit=\xff", "\xe9=1"], ids=ascii)
@@ -271,15 +327,26 @@ def test_slow_clients_shut_nobody_else_out(serve, db):
     with ExitStack() as stack:
         for _ in range(200):
             wire = stack.enter_context(socket.create_connection(address, timeout=20))
-            wire.sendall(b"POST /reservations HTTP/1.1\r\nHost: localhost\r\n"
-                         b"Content-Length: 33\r\n\r\n{")
+            wire.sendall(
+                b"POST /reservations HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Length: 33\r\n\r\n{"
+            )
         assert server.ask("POST", "/reservations", ORDER)[0] == 201
         assert server.ask("GET", "/event")[1]["version"] == 1
 
 
 def test_nothing_is_served_for_those_who_run_the_machine(client):
-    for path in ("/metrics", "/admin", "/debug", "/console", "/static/x", "/db.json",
-                 "/.db.json.lock", "/ticketboss.py", "/..%2fdb.json"):
+    for path in (
+        "/metrics",
+        "/admin",
+        "/debug",
+        "/console",
+        "/static/x",
+        "/db.json",
+        "/.db.json.lock",
+        "/ticketboss.py",
+        "/..%2fdb.json",
+    ):
         answer = client.get(path)
         assert (answer.status_code, answer.is_json) == (404, True)
 
@@ -294,14 +361,16 @@ def test_a_refusal_of_a_damaged_file_names_no_path_to_strangers(client, db):
         assert str(db.parent) not in answer.text
 
 
-@pytest.mark.parametrize("odd", ["%0d%0aGET /forged 200", "\x1b[2J", "\u2028x", "\xff"],
-                         ids=ascii)
+@pytest.mark.parametrize(
+    "odd", ["%0d%0aGET /forged 200", "\x1b[2J", "\u2028x", "\xff"], ids=ascii
+)
 def test_a_request_is_one_line_in_the_log_whatever_its_path(make_app, caplog, odd):
     client = make_app().test_client()
     with caplog.at_level("INFO", "ticketboss"):
         client.get(f"/reservations/{odd}")
-    line, = (record.getMessage() for record in caplog.records
-             if record.name == "ticketboss")
+    (line,) = (
+        record.getMessage() for record in caplog.records if record.name == "ticketboss"
+    )
     assert line.startswith("GET /reservations/")
     assert line.isascii()
     assert line.isprintable()
@@ -320,8 +389,12 @@ def test_a_lock_is_had_again_once_its_holder_is_killed(make_app, db):
     client = make_app(patience_s=0.1).test_client()
     before = db.read_bytes()
     with subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(db)], text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, cwd=Path(ticketboss.__file__).parent) as holder:
+        [sys.executable, "-c", HOLDER, str(db)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(ticketboss.__file__).parent,
+    ) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
             holder.send_signal(signal.SIGSTOP)
@@ -334,9 +407,17 @@ def test_a_lock_is_had_again_once_its_holder_is_killed(make_app, db):
 
 
 def test_a_password_is_kept_as_a_hash_that_is_dear_to_guess(client, saved):
-    assert client.post("/api/v1/auth/register", json={
-        "username": "ann", "email": "ann@example.com", "password": "12345678",
-    }).status_code == 201
+    assert (
+        client.post(
+            "/api/v1/auth/register",
+            json={
+                "username": "ann",
+                "email": "ann@example.com",
+                "password": "12345678",
+            },
+        ).status_code
+        == 201
+    )
     method, salt, digest = saved()["accounts"]["members"]["1"]["password"].split("$")
     name, *cost = method.split(":")
     assert name == "scrypt"

@@ -116,8 +116,10 @@ class Office:
         """Whether a reading could be of this version."""
         if op.kind == "record":
             return op.seen == self.record(op.key, version)
-        return op.seen is None or all(told in (None, was) for told, was in zip(
-            op.seen, self.history[version], strict=True))
+        return op.seen is None or all(
+            told in (None, was)
+            for told, was in zip(op.seen, self.history[version], strict=True)
+        )
 
     def refuses(self, op: Op, version: int) -> bool:
         """Whether this refusal was right at this version."""
@@ -125,12 +127,13 @@ class Office:
             return op.answer == "stale" and op.expected != version
         free, waiting = self.history[version]
         status, held = self.record(op.key, version)
-        return {"full": waiting > 0 or (op.seats or 0) > free,
-                "gone": status in ("", "cancelled"),
-                "short": status not in ("", "cancelled") and held < (op.seats or 0),
-                "taken": self.ticket(op.who, version) == "confirmed",
-                "in line": self.ticket(op.who, version) == "waitlisted",
-                }[op.answer]
+        return {
+            "full": waiting > 0 or (op.seats or 0) > free,
+            "gone": status in ("", "cancelled"),
+            "short": status not in ("", "cancelled") and held < (op.seats or 0),
+            "taken": self.ticket(op.who, version) == "confirmed",
+            "in line": self.ticket(op.who, version) == "waitlisted",
+        }[op.answer]
 
 
 def complaints(history: list[Op], office: Office) -> Iterator[str]:
@@ -138,9 +141,15 @@ def complaints(history: list[Op], office: Office) -> Iterator[str]:
 
     Takes time in proportion to the history, but for sorting it by the clock.
     """
-    changes = sorted((op for op in history if op.version is not None
-                      and (op.answer in CHANGES or op.returned == math.inf)),
-                     key=lambda op: op.version)
+    changes = sorted(
+        (
+            op
+            for op in history
+            if op.version is not None
+            and (op.answer in CHANGES or op.returned == math.inf)
+        ),
+        key=lambda op: op.version,
+    )
     for number, op in enumerate(changes, 1):
         if op.version != number:
             among = [other for other in changes if other.version == op.version]
@@ -152,8 +161,9 @@ def complaints(history: list[Op], office: Office) -> Iterator[str]:
             return
     # A version can be seen when it and all before it were called for.
     called = [*itertools.accumulate((op.called for op in changes), max)]
-    returns = sorted((op for op in history if op.returned < math.inf),
-                     key=lambda op: op.returned)
+    returns = sorted(
+        (op for op in history if op.returned < math.inf), key=lambda op: op.returned
+    )
     known, done, placed = 0, 0, {}  # the last version known to be there at some time
     for op in sorted(history, key=lambda op: op.called):
         while done < len(returns) and returns[done].returned < op.called:
@@ -162,7 +172,8 @@ def complaints(history: list[Op], office: Office) -> Iterator[str]:
         last = bisect_right(called, op.returned)
         version = op.version if op.version is not None else known
         if op.version is not None and not (
-                known + (op.answer in CHANGES) <= version <= last):
+            known + (op.answer in CHANGES) <= version <= last
+        ):
             yield f"{op}: between {known} and {last}, it is of {version}"
         elif op.answer not in CHANGES | {"", "busy"}:
             # The earliest that will do: it leaves the most room to those after it.
@@ -198,39 +209,64 @@ def test_a_history_that_could_have_been_is_not_complained_of():
     busy = Op("cancel", 11, 12, key="b", answer="busy")
     stale = Op("reserve", 11, 12, 3, seats=1, expected=2, answer="stale")
     same = Op("event", 6.6, 9, 3, answer="seen")
-    assert [*complaints([late, stale, early, SOLD, READ, BACK, same, THEN, unknown,
-                         never, busy, TWICE, LATER], Office(10))] == []
+    assert [
+        *complaints(
+            [
+                late,
+                stale,
+                early,
+                SOLD,
+                READ,
+                BACK,
+                same,
+                THEN,
+                unknown,
+                never,
+                busy,
+                TWICE,
+                LATER,
+            ],
+            Office(10),
+        )
+    ] == []
 
 
-@pytest.mark.parametrize(("was", "told", "complaint"), [
-    (SOLD, None, "version 1 is of no change"),
-    (BACK, None, "version 3 is of no change"),
-    (BOOK, None, "without a reason from 3 to 3"),  # a lost last sale
-    (WAITS, WAITS._replace(version=1), "more than one"),
-    (BOOK, BOOK._replace(version=5), "version 4 is of no change"),
-    (WAITS, WAITS._replace(answer="confirmed"), "was answered confirmed"),
-    (WAITS, WAITS._replace(waits=False), "was sold 5 of 4"),
-    (BOOK, BOOK._replace(key="a"), "second time"),
-    (BOOK, BOOK._replace(seats=9, waits=False), "was sold 9 of 5"),
-    (BOOK, BOOK._replace(expected=2), "If-Match 2"),
-    (BACK, BACK._replace(key="b"), "without a reason"),
-    (BACK, BACK._replace(seats=7), "gave back 7 of 6"),
-    (BACK, BACK._replace(key="x"), "gave back 0 of 0"),
-    (READ, READ._replace(called=8.5, returned=8.6), "between 3 and 3, it is of 2"),
-    (THEN, THEN._replace(called=6, returned=6.9), "between 2 and 2, it is of 3"),
-    (READ, READ._replace(seen=(3, 1)), "without a reason"),
-    (READ, READ._replace(seen=(4, 0)), "without a reason"),
-    (LATER, LATER._replace(seen=("waitlisted", 5)), "without a reason"),
-    (LATER, LATER._replace(version=3), "between 4 and 4, it is of 3"),
-    (FULL, FULL._replace(called=0, returned=0.5), "without a reason from 0 to 0"),
-    (FULL, FULL._replace(called=8.5, returned=8.6), "without a reason from 3 to 3"),
-    (TWICE, TWICE._replace(called=9, returned=10), "without a reason"),
-    (TWICE, TWICE._replace(answer="in line"), "without a reason"),
-    (TWICE, Op("cancel", 13, 14, key="b", answer="gone"), "without a reason"),
-    (TWICE, Op("cancel", 13, 14, key="b", seats=5, answer="short"), "without a reason"),
-    (TWICE, Op("book", 13, 14, 4, expected=4, answer="stale"), "without a reason"),
-    (BOOK, BOOK._replace(called=6, returned=6.1), "between 2 and 2, it is of 4"),
-])
+@pytest.mark.parametrize(
+    ("was", "told", "complaint"),
+    [
+        (SOLD, None, "version 1 is of no change"),
+        (BACK, None, "version 3 is of no change"),
+        (BOOK, None, "without a reason from 3 to 3"),  # a lost last sale
+        (WAITS, WAITS._replace(version=1), "more than one"),
+        (BOOK, BOOK._replace(version=5), "version 4 is of no change"),
+        (WAITS, WAITS._replace(answer="confirmed"), "was answered confirmed"),
+        (WAITS, WAITS._replace(waits=False), "was sold 5 of 4"),
+        (BOOK, BOOK._replace(key="a"), "second time"),
+        (BOOK, BOOK._replace(seats=9, waits=False), "was sold 9 of 5"),
+        (BOOK, BOOK._replace(expected=2), "If-Match 2"),
+        (BACK, BACK._replace(key="b"), "without a reason"),
+        (BACK, BACK._replace(seats=7), "gave back 7 of 6"),
+        (BACK, BACK._replace(key="x"), "gave back 0 of 0"),
+        (READ, READ._replace(called=8.5, returned=8.6), "between 3 and 3, it is of 2"),
+        (THEN, THEN._replace(called=6, returned=6.9), "between 2 and 2, it is of 3"),
+        (READ, READ._replace(seen=(3, 1)), "without a reason"),
+        (READ, READ._replace(seen=(4, 0)), "without a reason"),
+        (LATER, LATER._replace(seen=("waitlisted", 5)), "without a reason"),
+        (LATER, LATER._replace(version=3), "between 4 and 4, it is of 3"),
+        (FULL, FULL._replace(called=0, returned=0.5), "without a reason from 0 to 0"),
+        (FULL, FULL._replace(called=8.5, returned=8.6), "without a reason from 3 to 3"),
+        (TWICE, TWICE._replace(called=9, returned=10), "without a reason"),
+        (TWICE, TWICE._replace(answer="in line"), "without a reason"),
+        (TWICE, Op("cancel", 13, 14, key="b", answer="gone"), "without a reason"),
+        (
+            TWICE,
+            Op("cancel", 13, 14, key="b", seats=5, answer="short"),
+            "without a reason",
+        ),
+        (TWICE, Op("book", 13, 14, 4, expected=4, answer="stale"), "without a reason"),
+        (BOOK, BOOK._replace(called=6, returned=6.1), "between 2 and 2, it is of 4"),
+    ],
+)
 def test_a_history_that_was_tampered_with_is_complained_of(was, told, complaint):
     history = [told if op is was else op for op in GOOD]
     found = [*complaints([op for op in history if op is not None], Office(10))]
@@ -244,8 +280,11 @@ def test_two_refusals_of_one_client_must_have_reasons_in_their_order():
     part = Op("cancel", 0, 10, 2, "a", seats=3, answer="done")
     short = Op("cancel", 1, 2, key="a", seats=8, answer="short")
     full = Op("reserve", 3, 4, seats=2, answer="full")
-    assert [*complaints([sold, part, full, short._replace(called=5, returned=6)],
-                        Office(10))] == []
+    assert [
+        *complaints(
+            [sold, part, full, short._replace(called=5, returned=6)], Office(10)
+        )
+    ] == []
     assert "without a reason" in next(complaints([sold, part, short, full], Office(10)))
 
 
@@ -255,8 +294,9 @@ def test_two_refusals_of_one_client_must_have_reasons_in_their_order():
 class Customer:
     """One client, and what it did."""
 
-    def __init__(self, fleet: Fleet, number: int, seed: int, known: list[str],
-                 partly: bool) -> None:
+    def __init__(
+        self, fleet: Fleet, number: int, seed: int, known: list[str], partly: bool
+    ) -> None:
         self.fleet, self.number, self.known = fleet, number, known
         self.partly = partly  # may give back some seats and keep the others
         self.rng = random.Random(seed * 1000 + number)
@@ -284,11 +324,24 @@ class Customer:
         rng, who = self.rng, f"c{self.number}-{self.done}"
         seats, waits = rng.choice([1, 1, 2, 3, 5, 10]), rng.random() < 0.2
         expected = self.version if rng.random() < 0.1 else None
-        op = Op("reserve", time.perf_counter(), who=who, seats=seats, waits=waits,
-                expected=expected)
+        op = Op(
+            "reserve",
+            time.perf_counter(),
+            who=who,
+            seats=seats,
+            waits=waits,
+            expected=expected,
+        )
         condition = {} if expected is None else {"If_Match": f'"{expected}"'}
-        self.finish(op, self.ask("POST", "/reservations", {
-            "partnerId": who, "seats": seats, "waitlist": waits}, **condition))
+        self.finish(
+            op,
+            self.ask(
+                "POST",
+                "/reservations",
+                {"partnerId": who, "seats": seats, "waitlist": waits},
+                **condition,
+            ),
+        )
 
     def book(self) -> None:
         """One ticket, for one of a few users."""
@@ -326,8 +379,11 @@ class Customer:
         except GONE:
             connection = self.client.connection
             connection.close()
-            self.client = Client(self.fleet.another(
-                self.number % 2, f"http://{connection.host}:{connection.port}"))
+            self.client = Client(
+                self.fleet.another(
+                    self.number % 2, f"http://{connection.host}:{connection.port}"
+                )
+            )
             return None
         self.fleet.answers.release()
         return answer
@@ -365,16 +421,22 @@ def understood(op: Op, answer: Answer) -> Op:
         assert told.get("version") in (None, body["version"])
         told |= {"answer": "seen", "version": body["version"]}
         # /event does not tell who waits, /status does.
-        told["seen"] = (body.get("availableSeats", body.get("availableTickets")),
-                        body.get("waitingListCount"))
+        told["seen"] = (
+            body.get("availableSeats", body.get("availableTickets")),
+            body.get("waitingListCount"),
+        )
     elif status == 409:
-        told["answer"] = {"Not enough seats left": "full",
-                          "You already booked this event": "taken"}[error]
+        told["answer"] = {
+            "Not enough seats left": "full",
+            "You already booked this event": "taken",
+        }[error]
     else:
         assert status in (200, 201, 202), (status, body)
         # Who asks again while waiting is told the same, and nothing has changed.
-        told |= {"key": body["reservationId"],
-                 "answer": body["status"].replace("booked", "confirmed")}
+        told |= {
+            "key": body["reservationId"],
+            "answer": body["status"].replace("booked", "confirmed"),
+        }
     return op._replace(**told)
 
 
@@ -387,42 +449,59 @@ def settled(history: list[Op], records: dict[str, Any]) -> list[Op]:
     asked, settled = defaultdict(list), {}
     for op in sorted(history, key=lambda op: op.called):
         asked[op.key if op.kind == "cancel" else op.who].append(op)
-    for key, record in sorted(records.items(), key=lambda item: item[1][
-            "eventVersionAtReservation"]):
+    for key, record in sorted(
+        records.items(), key=lambda item: item[1]["eventVersionAtReservation"]
+    ):
         for name, version in (
-                (record["partnerId"], record["eventVersionAtReservation"]),
-                (key, record.get("eventVersionAtCancel"))):
+            (record["partnerId"], record["eventVersionAtReservation"]),
+            (key, record.get("eventVersionAtCancel")),
+        ):
             if version is None:
                 continue
-            could = [op for op in asked[name] if id(op) not in settled and (
-                not op.answer or (op.answer in CHANGES and op.version == version))]
+            could = [
+                op
+                for op in asked[name]
+                if id(op) not in settled
+                and (not op.answer or (op.answer in CHANGES and op.version == version))
+            ]
             # Who was called first is the one that leaves the most room to the others.
             sure = [op for op in could if op.answer in ("confirmed", "done")]
             op = next(iter(sure or could), None)
             assert op is not None, f"nobody asked for {record}"
             settled[id(op)] = op._replace(version=version, key=key)
     history = [settled.get(id(op), op) for op in history]
-    return [op._replace(answer="in line") if op.kind == "book" and op.answer ==
-            "waitlisted" and id(op) not in kept else op
-            for kept in [{id(op) for op in settled.values()}] for op in history]
+    return [
+        op._replace(answer="in line")
+        if op.kind == "book" and op.answer == "waitlisted" and id(op) not in kept
+        else op
+        for kept in [{id(op) for op in settled.values()}]
+        for op in history
+    ]
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "with kill -9 in between"])
 def test_what_two_servers_answer_could_have_happened_one_by_one(
-        serve, tmp_path, pick, killed):
+    serve, tmp_path, pick, killed
+):
     operations = pick(1000, 10_000, 100_000) if killed else pick(9000, 10**5, 10**6)
     for first in range(0, operations, 5000):  # a fresh file now and then: it grows
         folder = tmp_path / str(first)
         folder.mkdir()
-        _live(serve, folder / "db.json", min(5000, operations - first), first,
-              kills=3 if killed else 0)
+        _live(
+            serve,
+            folder / "db.json",
+            min(5000, operations - first),
+            first,
+            kills=3 if killed else 0,
+        )
 
 
 def _live(serve: Any, db: Path, operations: int, seed: int, kills: int) -> None:
     fleet, known = Fleet(serve, db, "--seats", "60"), []
     clients = 32 << seed // 5000 % 3
-    customers = [Customer(fleet, n, seed, known, partly=not kills)
-                 for n in range(clients)]
+    customers = [
+        Customer(fleet, n, seed, known, partly=not kills) for n in range(clients)
+    ]
 
     def act(number: int) -> None:
         try:
@@ -445,7 +524,8 @@ def _live(serve: Any, db: Path, operations: int, seed: int, kills: int) -> None:
     assert office.history[-1][0] == file["event"]["availableSeats"]
     assert len(office.history) - 1 == file["event"]["version"]
     assert {key: office.record(key) for key in file["reservations"]} == {
-        key: (r["status"], r["seats"]) for key, r in file["reservations"].items()}
+        key: (r["status"], r["seats"]) for key, r in file["reservations"].items()
+    }
     assert set(office.records) == set(file["reservations"])
     # It was a history worth the trouble: all that can be answered was.
     rare = set() if kills else {"gone", "taken", "in line", "stale"}

@@ -21,10 +21,29 @@ import ticketboss
 
 ORDER = {"partnerId": "abc-corp", "seats": 3}
 RAW = b'{"partnerId":"abc-corp","seats":3}'
-ODD_IDS = ["x", "a/b", "a%2Fb", "a//b", "%2F", "..%2F..%2Fetc%2Fpasswd", "..", ".",
-           "a%0Ab", "%0D%0AX-Evil:%201", "%00", "%FF", "%zz", "%", "%20", "%3F",
-           "%F0%9F%98%80", "'%20OR%201=1", "a/", "0" * 10_000,
-           "7d4f36be-ef9b-4bb6-b3a5-6378a9d6a1f9"]
+ODD_IDS = [
+    "x",
+    "a/b",
+    "a%2Fb",
+    "a//b",
+    "%2F",
+    "..%2F..%2Fetc%2Fpasswd",
+    "..",
+    ".",
+    "a%0Ab",
+    "%0D%0AX-Evil:%201",
+    "%00",
+    "%FF",
+    "%zz",
+    "%",
+    "%20",
+    "%3F",
+    "%F0%9F%98%80",
+    "'%20OR%201=1",
+    "a/",
+    "0" * 10_000,
+    "7d4f36be-ef9b-4bb6-b3a5-6378a9d6a1f9",
+]
 
 
 @contextmanager
@@ -44,9 +63,11 @@ def shared_db(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make_shared(shared_db):
     """Make an app on one file, for all tests that do not care what else is in it."""
+
     def make_shared(**settings):
         told = {"db": str(shared_db), "seats": 10_000, "quiet": True, "by_hand": True}
         return ticketboss.create_app(ticketboss.Settings(**told | settings))
+
     return make_shared
 
 
@@ -61,7 +82,8 @@ def sell(client, seats=3, *, partner="abc-corp", at="", more=None, **headers):
     return client.post(
         f"{at}/reservations",
         json={"partnerId": partner, "seats": seats, **(more or {})},
-        headers={name.replace("_", "-"): value for name, value in headers.items()})
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
 
 
 def error_of(answer):
@@ -80,6 +102,7 @@ def meanwhile(monkeypatch, think_s, happens):
             waits(seconds)
         elif todo:
             todo.pop()()
+
     monkeypatch.setattr(time, "sleep", sleep)
 
 
@@ -90,6 +113,7 @@ def at_once(asks):
     def ask(one):
         gate.wait()
         return one()
+
     with ThreadPoolExecutor(len(asks)) as pool:
         return list(pool.map(ask, asks))
 
@@ -102,23 +126,27 @@ def test_every_refusal_of_the_rules_has_a_status():
         for each in kind.__subclasses__():
             yield each
             yield from below(each)
+
     kinds = set(below(ticketboss.TicketBossError))
     assert kinds == set(ticketboss.STATUS)
     assert set(ticketboss.STATUS.values()) <= {400, 404, 409, 412, 422, 500, 503}
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/nothing", 404),
-    ("GET", "/nothing/at/all?x=<script>", 404),
-    ("POST", "/nothing", 404),
-    ("GET", "/reservations/x", 404),
-    ("DELETE", "/reservations/x", 404),
-    ("GET", "/events/none/reservations", 404),
-    ("POST", "/reservations", 400),
-    ("GET", "/reservations?limit=x", 400),
-    ("PUT", "/reservations", 405),
-    ("BREW", "/event", 405),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/nothing/at/all?x=<script>", 404),
+        ("POST", "/nothing", 404),
+        ("GET", "/reservations/x", 404),
+        ("DELETE", "/reservations/x", 404),
+        ("GET", "/events/none/reservations", 404),
+        ("POST", "/reservations", 400),
+        ("GET", "/reservations?limit=x", 400),
+        ("PUT", "/reservations", 405),
+        ("BREW", "/event", 405),
+    ],
+)
 def test_an_error_is_json_and_nothing_else(shared, shared_db, method, path, status):
     with unchanged(shared_db):
         answer = shared.open(path, method=method)
@@ -133,7 +161,8 @@ def test_a_doubled_slash_leads_to_no_redirect(shared, path):
     answer = shared.get("/", environ_overrides={"PATH_INFO": path})
     assert answer.status_code in {200, 404}
     assert answer.content_type == (
-        "application/json" if answer.status_code == 404 else answer.content_type)
+        "application/json" if answer.status_code == 404 else answer.content_type
+    )
 
 
 def test_a_bug_shows_no_traceback(make_app):
@@ -151,7 +180,8 @@ def test_a_bad_token_is_refused_in_json(shared, shared_db, told):
     for method, path in [("GET", "/event"), ("POST", "/reservations")]:
         with unchanged(shared_db):
             answer = shared.open(
-                path, method=method, data=RAW, headers={"Authorization": told})
+                path, method=method, data=RAW, headers={"Authorization": told}
+            )
         assert answer.status_code == 401
         assert error_of(answer) == "Unauthorized. Invalid token."
 
@@ -162,7 +192,8 @@ def test_one_request_too_many_is_told_so_in_json(make_app):
     answer = client.get("/event")
     assert answer.status_code == 429
     assert answer.json["message"] == (
-        "Too many requests from this IP, please try again later.")
+        "Too many requests from this IP, please try again later."
+    )
     assert answer.json["error"]
     assert int(answer.headers["Retry-After"]) > 0
 
@@ -173,8 +204,12 @@ def test_a_damaged_file_is_503_for_all_and_left_alone(client, db, damage):
     db.unlink()
     if damage is not None:
         db.write_text(damage)
-    for method, path in [("GET", "/event"), ("GET", "/reservations"),
-                         ("POST", "/reservations"), ("DELETE", "/reservations/x")]:
+    for method, path in [
+        ("GET", "/event"),
+        ("GET", "/reservations"),
+        ("POST", "/reservations"),
+        ("DELETE", "/reservations/x"),
+    ]:
         answer = client.open(path, method=method, data=RAW)
         assert answer.status_code == 503
         assert str(db.parent) not in error_of(answer)
@@ -207,7 +242,9 @@ def test_what_never_reaches_the_app_is_refused_in_json_too(serve):
     assert say(chunked + b"11170\r\n" + b" " * 70_000 + b"\r\n0\r\n\r\n")[0] == 413
     assert say(post.replace(b"localhost", b"evil.example") + b"\r\n")[0] == 421
     assert say(b"DELETE /reservations/a%2Fb%0A%00 HTTP/1.0\r\n\r\n") == (
-        404, "Reservation not found or already cancelled")
+        404,
+        "Reservation not found or already cancelled",
+    )
     assert server.ask("GET", "/event")[1]["version"] == 0
 
 
@@ -225,23 +262,30 @@ def test_what_never_reaches_the_app_is_refused_in_the_words_of_its_path(serve):
     large, known, _ = server.ask("POST", "/reservations", b" " * 70_000)
     assert large == 413
     for path, shape in [
-            ("/reservations", lambda words: {"error": words}),
-            (f"/events/{SEEDED}/reservations", lambda words: {"error": words}),
-            ("/book", lambda words: {"error": words, "message": words}),
-            ("/api/v1/booking", lambda words: {"message": words, "error": True})]:
+        ("/reservations", lambda words: {"error": words}),
+        (f"/events/{SEEDED}/reservations", lambda words: {"error": words}),
+        ("/book", lambda words: {"error": words, "message": words}),
+        ("/api/v1/booking", lambda words: {"message": words, "error": True}),
+    ]:
         post = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode()
         for wrong, status in [
-                (b"Content-Length: 2000000\r\n\r\n", 413),
-                (b"Transfer-Encoding: chunked\r\n\r\nno size\r\n", 400)]:
+            (b"Content-Length: 2000000\r\n\r\n", 413),
+            (b"Transfer-Encoding: chunked\r\n\r\nno size\r\n", 400),
+        ]:
             code, told, headers = say(post + wrong)
-            words = known["error"] if status == 413 else next(
-                value for value in told.values() if value is not True)
+            words = (
+                known["error"]
+                if status == 413
+                else next(value for value in told.values() if value is not True)
+            )
             assert (code, told) == (status, shape(words))
             assert re.search(r"\w{3}", words)
             assert headers["Content-Type"] == "application/json"
             assert re.fullmatch("[A-Za-z0-9._-]{1,128}", headers["X-Request-ID"])
-    _, _, headers = say(b"POST /book HTTP/1.1\r\nX-Request-ID: my-own.1\r\n"
-                        b"Content-Length: 2000000\r\n\r\n")
+    _, _, headers = say(
+        b"POST /book HTTP/1.1\r\nX-Request-ID: my-own.1\r\n"
+        b"Content-Length: 2000000\r\n\r\n"
+    )
     assert headers["X-Request-ID"] == "my-own.1"
     code, told, headers = say(b"this is no HTTP\r\n\r\n")
     assert (code, list(told)) == (400, ["error"])
@@ -251,9 +295,18 @@ def test_what_never_reaches_the_app_is_refused_in_the_words_of_its_path(serve):
 # --- bodies -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [
-    None, "application/json", "text/plain", "application/x-www-form-urlencoded",
-    "multipart/form-data", "application/json; charset=utf-16", "rubbish"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        None,
+        "application/json",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "application/json; charset=utf-16",
+        "rubbish",
+    ],
+)
 def test_a_body_is_json_whatever_its_content_type_says(shared, kind):
     answer = shared.post("/reservations", data=RAW, content_type=kind)
     assert (answer.status_code, answer.json["seats"]) == (201, 3)
@@ -264,25 +317,63 @@ def deep(depth):
     return RAW[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
 
 
-@pytest.mark.parametrize("body", [
-    b"", b" ", b"{", b"[]", b"null", b"true", b"3", b'"x"', b"\x00", b"{}{}",
-    b"partnerId=abc-corp&seats=3", b"{'partnerId':'abc-corp','seats':3}",
-    RAW + b"x", RAW + RAW, RAW[:-1] + b",}", RAW.replace(b"3", b"03"),
-    RAW.replace(b"3", b"NaN"), RAW.replace(b"3", b"Infinity"),
-    RAW.replace(b"3", b"-Infinity"), RAW.replace(b"3", b"1E400"),
-    RAW[:-1] + b',"x":NaN}', RAW[:-1] + b',"x":-Infinity}',
-    RAW.replace(b"3", b"1" + b"0" * 5000), RAW[:-1] + b',"x":1' + b"0" * 5000 + b"}",
-    RAW[:-1] + b',"seats":3}', RAW[:-1] + b',"x":{"y":1,"y":1}}',
-    RAW[:-1] + rb',"se\u0061ts":3}',
-    RAW.replace(b"abc", rb"\ud800"), RAW.replace(b"abc", rb"\udc00\ud800"),
-    RAW[:-1] + rb',"x":"\ud800"}', RAW[:-1] + rb',"\udfff":1}',
-    RAW.replace(b"abc", b"\xff"), RAW.replace(b"abc", b"\xc0\xaf"),
-    RAW.replace(b"abc", b"\xed\xa0\x80"), RAW[:-1] + b',"x":"\xff"}',
-    RAW.replace(b"abc", b"a\tc"), b"\xef\xbb\xbf" + RAW,
-    *(RAW.decode().encode(code) for code in (
-        "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-7")[:5]),
-    deep(20_000), b"[" * 60_000, b'{"a":' * 10_000,
-], ids=lambda body: f"{body[:40]!r}")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"[]",
+        b"null",
+        b"true",
+        b"3",
+        b'"x"',
+        b"\x00",
+        b"{}{}",
+        b"partnerId=abc-corp&seats=3",
+        b"{'partnerId':'abc-corp','seats':3}",
+        RAW + b"x",
+        RAW + RAW,
+        RAW[:-1] + b",}",
+        RAW.replace(b"3", b"03"),
+        RAW.replace(b"3", b"NaN"),
+        RAW.replace(b"3", b"Infinity"),
+        RAW.replace(b"3", b"-Infinity"),
+        RAW.replace(b"3", b"1E400"),
+        RAW[:-1] + b',"x":NaN}',
+        RAW[:-1] + b',"x":-Infinity}',
+        RAW.replace(b"3", b"1" + b"0" * 5000),
+        RAW[:-1] + b',"x":1' + b"0" * 5000 + b"}",
+        RAW[:-1] + b',"seats":3}',
+        RAW[:-1] + b',"x":{"y":1,"y":1}}',
+        RAW[:-1] + rb',"se\u0061ts":3}',
+        RAW.replace(b"abc", rb"\ud800"),
+        RAW.replace(b"abc", rb"\udc00\ud800"),
+        RAW[:-1] + rb',"x":"\ud800"}',
+        RAW[:-1] + rb',"\udfff":1}',
+        RAW.replace(b"abc", b"\xff"),
+        RAW.replace(b"abc", b"\xc0\xaf"),
+        RAW.replace(b"abc", b"\xed\xa0\x80"),
+        RAW[:-1] + b',"x":"\xff"}',
+        RAW.replace(b"abc", b"a\tc"),
+        b"\xef\xbb\xbf" + RAW,
+        *(
+            RAW.decode().encode(code)
+            for code in (
+                "utf-16",
+                "utf-16-le",
+                "utf-16-be",
+                "utf-32",
+                "utf-32-le",
+                "utf-7",
+            )[:5]
+        ),
+        deep(20_000),
+        b"[" * 60_000,
+        b'{"a":' * 10_000,
+    ],
+    ids=lambda body: f"{body[:40]!r}",
+)
 def test_a_body_that_is_no_good_json_is_400(shared, shared_db, body):
     with unchanged(shared_db):
         answer = shared.post("/reservations", data=body)
@@ -292,18 +383,32 @@ def test_a_body_that_is_no_good_json_is_400(shared, shared_db, body):
 
 def test_no_depth_of_nesting_is_too_much_for_an_answer(shared):
     for depth in range(930, 1010, 2):
-        answer = shared.post("/reservations", data=deep(depth),
-                             headers={"Idempotency-Key": f"deep-{depth}"})
+        answer = shared.post(
+            "/reservations",
+            data=deep(depth),
+            headers={"Idempotency-Key": f"deep-{depth}"},
+        )
         assert answer.status_code in {201, 400}
         assert answer.content_type == "application/json"
 
 
 def test_fields_that_nobody_knows_are_ignored(client, saved):
-    answer = sell(client, more={"status": "cancelled", "reservationId": "mine",
-                                "version": 99, "position": 7, "x": [{"y": None}]})
+    answer = sell(
+        client,
+        more={
+            "status": "cancelled",
+            "reservationId": "mine",
+            "version": 99,
+            "position": 7,
+            "x": [{"y": None}],
+        },
+    )
     assert answer.status_code == 201
     assert answer.json | {"reservationId": 0} == {
-        "reservationId": 0, "seats": 3, "status": "confirmed"}
+        "reservationId": 0,
+        "seats": 3,
+        "status": "confirmed",
+    }
     assert answer.json["reservationId"] != "mine"
     assert saved()["event"]["version"] == 1
 
@@ -324,33 +429,54 @@ class BrokenOff:
     readline = readinto = read
 
 
-@pytest.mark.parametrize("length", [{"CONTENT_LENGTH": "34"},
-                                    {"wsgi.input_terminated": True}],
-                         ids=["of a known length", "in chunks"])
-@pytest.mark.parametrize("error", [OSError("gone"), ConnectionResetError(),
-                                   TimeoutError(), InvalidChunk("zz")], ids=repr)
+@pytest.mark.parametrize(
+    "length",
+    [{"CONTENT_LENGTH": "34"}, {"wsgi.input_terminated": True}],
+    ids=["of a known length", "in chunks"],
+)
+@pytest.mark.parametrize(
+    "error",
+    [OSError("gone"), ConnectionResetError(), TimeoutError(), InvalidChunk("zz")],
+    ids=repr,
+)
 def test_a_body_that_cannot_be_read_is_400(shared, shared_db, error, length):
     with unchanged(shared_db):
-        answer = shared.post("/reservations", environ_overrides={
-            "wsgi.input": BrokenOff(error)} | length)
+        answer = shared.post(
+            "/reservations", environ_overrides={"wsgi.input": BrokenOff(error)} | length
+        )
     assert answer.status_code == 400
     assert error_of(answer)
 
 
-@pytest.mark.parametrize(("path", "field"), [
-    ("/book", "userEmail"), ("/api/v1/auth/register", "email"),
-    ("/api/v1/auth/login", "email"), ("/api/v1/booking", "email")])
-@pytest.mark.parametrize("long", ["a@" + "." * 60_000 + "@", "a@" + "." * 60_000,
-                                  "." * 60_000 + "@", "@" * 60_000], ids=ascii)
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/book", "userEmail"),
+        ("/api/v1/auth/register", "email"),
+        ("/api/v1/auth/login", "email"),
+        ("/api/v1/booking", "email"),
+    ],
+)
+@pytest.mark.parametrize(
+    "long",
+    ["a@" + "." * 60_000 + "@", "a@" + "." * 60_000, "." * 60_000 + "@", "@" * 60_000],
+    ids=ascii,
+)
 def test_a_long_address_is_400_and_takes_no_time(shared, shared_db, path, field, long):
-    body = {"eventId": SEEDED, "username": "ann", "password": "12345678",
-            "firstName": "A", "lastName": "B", "ticketsReserved": 1, field: long}
+    body = {
+        "eventId": SEEDED,
+        "username": "ann",
+        "password": "12345678",
+        "firstName": "A",
+        "lastName": "B",
+        "ticketsReserved": 1,
+        field: long,
+    }
     began = time.process_time()
     with unchanged(shared_db):
         answer = shared.post(path, json=body)
     assert time.process_time() - began < 5  # it was 20 s, and more
-    assert (answer.status_code, answer.json["message"]) == (
-        400, "Invalid email format")
+    assert (answer.status_code, answer.json["message"]) == (400, "Invalid email format")
 
 
 def test_64_kib_are_taken_and_one_byte_more_is_413(client, db):
@@ -367,7 +493,8 @@ def test_64_kib_are_taken_and_one_byte_more_is_413(client, db):
 def test_a_coded_body_is_415(shared, shared_db, coding):
     with unchanged(shared_db):
         answer = shared.post(
-            "/reservations", data=RAW, headers={"Content-Encoding": coding})
+            "/reservations", data=RAW, headers={"Content-Encoding": coding}
+        )
     assert answer.status_code == 415
     assert error_of(answer)
 
@@ -377,8 +504,10 @@ def test_a_body_coded_as_itself_is_taken(shared, coding):
     assert sell(shared, Content_Encoding=coding).status_code == 201
 
 
-@pytest.mark.parametrize("partner", [
-    "a", "x" * 200, "é" * 200, "😀", "Ann & Bob's <b>", "../../etc", "a\u00a0b"])
+@pytest.mark.parametrize(
+    "partner",
+    ["a", "x" * 200, "é" * 200, "😀", "Ann & Bob's <b>", "../../etc", "a\u00a0b"],
+)
 def test_a_plain_text_is_kept_as_it_is(shared, partner):
     assert sell(shared, partner=partner).status_code == 201
     assert shared.get("/reservations").json[-1]["partnerId"] == partner
@@ -389,9 +518,24 @@ def test_a_text_is_trimmed_before_it_is_measured(client):
     assert client.get("/reservations").json[0]["partnerId"] == "x" * 200
 
 
-@pytest.mark.parametrize("partner", [
-    "", " ", "\u00a0\t\n", "x" * 201, "a\x00b", "a\nb", "a\rb", "a\x1b[2Jb", "a\x7fb",
-    "a\x85b", "a\u202eb", "a\u2028b"], ids=ascii)
+@pytest.mark.parametrize(
+    "partner",
+    [
+        "",
+        " ",
+        "\u00a0\t\n",
+        "x" * 201,
+        "a\x00b",
+        "a\nb",
+        "a\rb",
+        "a\x1b[2Jb",
+        "a\x7fb",
+        "a\x85b",
+        "a\u202eb",
+        "a\u2028b",
+    ],
+    ids=ascii,
+)
 def test_a_text_that_is_empty_long_or_no_plain_line_is_400(shared, shared_db, partner):
     with unchanged(shared_db):
         answer = sell(shared, partner=partner)
@@ -402,16 +546,21 @@ def test_a_text_that_is_empty_long_or_no_plain_line_is_400(shared, shared_db, pa
 # --- methods, paths, headers --------------------------------------------------
 
 ROUTES = [
-    ("/event", {"GET"}), ("/_health", {"GET"}), ("/", {"GET"}),
-    ("/reservations", {"GET", "POST"}), ("/reservations/x", {"GET", "DELETE"}),
+    ("/event", {"GET"}),
+    ("/_health", {"GET"}),
+    ("/", {"GET"}),
+    ("/reservations", {"GET", "POST"}),
+    ("/reservations/x", {"GET", "DELETE"}),
     (f"/events/{SEEDED}/reservations", {"GET", "POST"}),
-    (f"/events/{SEEDED}/reservations/x", {"GET", "DELETE"})]
+    (f"/events/{SEEDED}/reservations/x", {"GET", "DELETE"}),
+]
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize(("path", "methods"), ROUTES)
 def test_a_method_that_is_not_there_is_405_with_those_that_are(
-        shared, shared_db, path, methods, slash):
+    shared, shared_db, path, methods, slash
+):
     path = path.rstrip("/") + (slash or ("/" if path == "/" else ""))
     with unchanged(shared_db):
         for method in {"POST", "PUT", "PATCH", "DELETE", "TRACE", "BREW"} - methods:
@@ -426,9 +575,19 @@ def test_a_method_that_is_not_there_is_405_with_those_that_are(
     assert answer.data == b""
 
 
-@pytest.mark.parametrize("path", [
-    "/", "/event", "/reservations", "/_health", f"/events/{SEEDED}",
-    f"/events/{SEEDED}/reservations", "/reservations/x", "/nothing"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/event",
+        "/reservations",
+        "/_health",
+        f"/events/{SEEDED}",
+        f"/events/{SEEDED}/reservations",
+        "/reservations/x",
+        "/nothing",
+    ],
+)
 def test_head_tells_what_get_tells_without_the_body(shared, shared_db, path):
     sell(shared)
     with unchanged(shared_db):
@@ -467,12 +626,18 @@ def test_no_id_is_too_odd_for_the_404_of_its_route(shared, shared_db, at, odd):
 @pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:30])
 def test_no_event_is_too_odd_for_a_404(shared, shared_db, odd):
     with unchanged(shared_db):
-        for method, path in [("GET", ""), ("GET", "/reservations"),
-                             ("POST", "/reservations"), ("DELETE", "/reservations/x")]:
+        for method, path in [
+            ("GET", ""),
+            ("GET", "/reservations"),
+            ("POST", "/reservations"),
+            ("DELETE", "/reservations/x"),
+        ]:
             answer = shared.open(f"/events/{odd}{path}", method=method, data=RAW)
             # An odd id may as well look like a path with other methods.
             assert answer.status_code == 404 or (answer.status_code, method) == (
-                405, "POST")
+                405,
+                "POST",
+            )
             assert answer.json["error"]
 
 
@@ -486,8 +651,10 @@ def test_a_request_keeps_its_name(shared, path, name):
 @pytest.mark.parametrize("name", [None, "", "a b", "x" * 129, "é", "<b>", "a,b", "a/b"])
 def test_a_request_without_a_good_name_gets_a_new_one(shared, name):
     headers = {} if name is None else {"X-Request-ID": name}
-    given = [shared.get(path, headers=headers).headers["X-Request-ID"]
-             for path in ("/event", "/event", "/nothing")]
+    given = [
+        shared.get(path, headers=headers).headers["X-Request-ID"]
+        for path in ("/event", "/event", "/nothing")
+    ]
     assert len({*given, name}) == 4
     assert all(re.fullmatch("[A-Za-z0-9._-]{1,128}", each) for each in given)
 
@@ -495,17 +662,33 @@ def test_a_request_without_a_good_name_gets_a_new_one(shared, name):
 # --- whose request it is --------------------------------------------------------
 
 
-@pytest.mark.parametrize("origin", [
-    "http://evil.example", "http://localhost:8080", "http://localhost.evil.example",
-    "http://evil.example/localhost", "http://evil@localhost.example", "null", "", "*",
-    "localhost", "http://[", "http://[::1", "http://é", "file://",
-    "http://localhost, http://evil.example"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "http://localhost:8080",
+        "http://localhost.evil.example",
+        "http://evil.example/localhost",
+        "http://evil@localhost.example",
+        "null",
+        "",
+        "*",
+        "localhost",
+        "http://[",
+        "http://[::1",
+        "http://é",
+        "file://",
+        "http://localhost, http://evil.example",
+    ],
+)
 def test_a_page_of_another_site_changes_nothing(shared, shared_db, origin):
     key = sell(shared).json["reservationId"]
     headers = {"Origin": origin}
     with unchanged(shared_db):
-        for method, path in [("POST", "/reservations"),
-                             ("DELETE", f"/reservations/{key}")]:
+        for method, path in [
+            ("POST", "/reservations"),
+            ("DELETE", f"/reservations/{key}"),
+        ]:
             answer = shared.open(path, method=method, data=RAW, headers=headers)
             assert answer.status_code == 403
             assert error_of(answer)
@@ -515,29 +698,62 @@ def test_a_page_of_another_site_changes_nothing(shared, shared_db, origin):
         assert not any(name.startswith("Access-Control-") for name, _ in answer.headers)
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:3000", "127.0.0.1:3000",
-                                  "[::1]:3000", "box.example"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:3000", "127.0.0.1:3000", "[::1]:3000", "box.example"],
+)
 def test_our_own_page_may_change_what_it_likes(shared, host):
     assert sell(shared, Host=host, Origin=f"http://{host}").status_code == 201
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:3000", "LOCALHOST", "[::1]",
-                                  "127.0.0.1", "127.0.0.1:3000", "[::1]:3000",
-                                  "box.example", "box.example:3000"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:3000",
+        "LOCALHOST",
+        "[::1]",
+        "127.0.0.1",
+        "127.0.0.1:3000",
+        "[::1]:3000",
+        "box.example",
+        "box.example:3000",
+    ],
+)
 def test_on_loopback_its_own_names_are_served(make_shared, host):
     app = make_shared(loopback=True, trusted_hosts=("box.example",))
     assert sell(app.test_client(), Host=host).status_code == 201
 
 
-@pytest.mark.parametrize("host", [
-    "evil.example", "evil.example:3000", "localhost.evil.example", "notlocalhost",
-    "127.0.0.1.evil.example", "0.0.0.0:3000", "192.168.1.5:3000", "2130706433",
-    "[", "[::1", "a b", "é", "..", "box.example"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:3000",
+        "localhost.evil.example",
+        "notlocalhost",
+        "127.0.0.1.evil.example",
+        "0.0.0.0:3000",
+        "192.168.1.5:3000",
+        "2130706433",
+        "[",
+        "[::1",
+        "a b",
+        "é",
+        "..",
+        "box.example",
+    ],
+)
 def test_on_loopback_a_name_that_is_not_its_own_is_421(make_shared, shared_db, host):
     client = make_shared(loopback=True).test_client()
     with unchanged(shared_db):
-        for method, path in [("GET", "/event"), ("GET", "/"), ("GET", "/reservations"),
-                             ("POST", "/reservations"), ("DELETE", "/reservations/x")]:
+        for method, path in [
+            ("GET", "/event"),
+            ("GET", "/"),
+            ("GET", "/reservations"),
+            ("POST", "/reservations"),
+            ("DELETE", "/reservations/x"),
+        ]:
             answer = client.open(path, method=method, data=RAW, headers={"Host": host})
             assert answer.status_code == 421
             assert error_of(answer)
@@ -562,9 +778,21 @@ def test_elsewhere_the_name_is_the_proxys_business(shared):
     assert sell(shared, Host="tickets.example").status_code == 201
 
 
-@pytest.mark.parametrize("host", ["xn--a", "xn--a:80", "a.xn--\xff", "xn--", "x" * 70,
-                                  "\xe9.example", "a" * 64 + ".example", "..", "[::1"],
-                         ids=ascii)
+@pytest.mark.parametrize(
+    "host",
+    [
+        "xn--a",
+        "xn--a:80",
+        "a.xn--\xff",
+        "xn--",
+        "x" * 70,
+        "\xe9.example",
+        "a" * 64 + ".example",
+        "..",
+        "[::1",
+    ],
+    ids=ascii,
+)
 @pytest.mark.parametrize("path", ["/", "/event", "/nothing"])
 def test_no_name_is_too_odd_for_an_answer_elsewhere(shared, host, path):
     # A test client could not read such a name itself.
@@ -583,8 +811,12 @@ def test_who_asks_for_health_is_not_asked_who_it_is(shared, told):
 
 # --- conditions -----------------------------------------------------------------
 
-VERSIONED = ["/event", "/reservations", f"/events/{SEEDED}",
-             f"/events/{SEEDED}/reservations"]
+VERSIONED = [
+    "/event",
+    "/reservations",
+    f"/events/{SEEDED}",
+    f"/events/{SEEDED}/reservations",
+]
 
 
 @pytest.mark.parametrize("path", VERSIONED)
@@ -608,6 +840,7 @@ def test_reading_again_what_has_not_changed_is_304(client, path):
 def test_each_change_makes_a_new_etag_and_nothing_else_does(client, path):
     def etag():
         return client.get(path).headers["ETag"]
+
     assert etag() == etag() == '"0"'
     key = sell(client).json["reservationId"]
     assert etag() == '"1"'
@@ -627,40 +860,72 @@ def about(condition, client):
     return {"If-Match": condition.replace("V", str(version))}
 
 
-@pytest.mark.parametrize("condition", [
-    '"V"', "*", ' "V" ', '"0", "V"', '"0","V","7"', 'W/"0", "V"', 'W/"V", "V"'])
+@pytest.mark.parametrize(
+    "condition",
+    ['"V"', "*", ' "V" ', '"0", "V"', '"0","V","7"', 'W/"0", "V"', 'W/"V", "V"'],
+)
 @pytest.mark.parametrize("at", ["", f"/events/{SEEDED}"])
 def test_a_change_is_made_while_its_condition_holds(shared, at, condition):
     before = shared.get("/event").json
-    sold = shared.post(f"{at}/reservations", json=ORDER,
-                       headers=about(condition, shared))
+    sold = shared.post(
+        f"{at}/reservations", json=ORDER, headers=about(condition, shared)
+    )
     assert sold.status_code == 201
     gone = shared.delete(sold.headers["Location"], headers=about(condition, shared))
     assert gone.status_code == 204
     assert shared.get("/event").json == before | {"version": before["version"] + 2}
 
 
-@pytest.mark.parametrize("condition", [
-    '"0"', '"V0"', '"0V"', '"-V"', '""', 'W/"V"', '"0", W/"V"', '"*"',
-    '"99999999999999999999"'])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        '"0"',
+        '"V0"',
+        '"0V"',
+        '"-V"',
+        '""',
+        'W/"V"',
+        '"0", W/"V"',
+        '"*"',
+        '"99999999999999999999"',
+    ],
+)
 @pytest.mark.parametrize("at", ["", f"/events/{SEEDED}"])
 def test_a_condition_that_fails_is_412_and_changes_nothing(
-        shared, shared_db, at, condition):
+    shared, shared_db, at, condition
+):
     sold = sell(shared, at=at)
     place, now = sold.headers["Location"], sold.headers["ETag"]
     headers = about(condition, shared)
     with unchanged(shared_db):
-        for method, path in [("POST", f"{at}/reservations"), ("DELETE", place),
-                             ("DELETE", f"{place}?seats=1")]:
+        for method, path in [
+            ("POST", f"{at}/reservations"),
+            ("DELETE", place),
+            ("DELETE", f"{place}?seats=1"),
+        ]:
             answer = shared.open(path, method=method, data=RAW, headers=headers)
             assert answer.status_code == 412
             assert answer.headers["ETag"] == now
             assert re.search(rf"again.*If-Match: {now}", error_of(answer))
 
 
-@pytest.mark.parametrize("condition", [
-    "", " ", "V", '"V', 'V"', "'V'", '*, "V"', '"V" "0"', 'w/"V"', "**",
-    "W/V", '"V"; "0"'])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "",
+        " ",
+        "V",
+        '"V',
+        'V"',
+        "'V'",
+        '*, "V"',
+        '"V" "0"',
+        'w/"V"',
+        "**",
+        "W/V",
+        '"V"; "0"',
+    ],
+)
 def test_a_condition_that_does_not_parse_is_400(shared, shared_db, condition):
     place = sell(shared).headers["Location"]
     headers = about(condition, shared)
@@ -671,8 +936,9 @@ def test_a_condition_that_does_not_parse_is_400(shared, shared_db, condition):
             assert "If-Match" in error_of(answer)
 
 
-@pytest.mark.parametrize("body", [
-    {"eventId": 7}, {"eventId": "new"}, {"name": "No id of its own"}])
+@pytest.mark.parametrize(
+    "body", [{"eventId": 7}, {"eventId": "new"}, {"name": "No id of its own"}]
+)
 def test_a_new_event_is_not_opened_under_a_condition_that_fails(client, db, body):
     body |= {"totalTickets": 5}
     with unchanged(db):
@@ -684,14 +950,18 @@ def test_a_new_event_is_not_opened_under_a_condition_that_fails(client, db, body
 
 
 def test_the_id_of_an_event_that_is_there_is_409_under_a_condition_that_holds(
-        client, db):
+    client, db
+):
     body = {"eventId": 7, "totalTickets": 5}
     assert client.post("/initialize", json=body).status_code == 201
     assert sell(client, at="/events/7").headers["ETag"] == '"1"'
     with unchanged(db):
         for condition, status in ('"9"', 412), ('"0"', 412), ('"1"', 409), ("*", 409):
-            answer = client.post("/initialize", json=body | {"totalTickets": 9},
-                                 headers={"If-Match": condition})
+            answer = client.post(
+                "/initialize",
+                json=body | {"totalTickets": 9},
+                headers={"If-Match": condition},
+            )
             assert answer.status_code == status
             assert answer.json["error"]
             assert answer.headers.get("ETag") == ('"1"' if status == 412 else None)
@@ -709,8 +979,9 @@ def test_412_is_the_callers_condition_and_409_is_the_seats(make_app, db):
 
 def test_of_many_with_one_condition_one_is_served(make_app, saved):
     apps = [make_app(), make_app()]
-    answers = at_once([lambda app=app: sell(app.test_client(), 1, If_Match='"0"')
-                       for app in apps * 8])
+    answers = at_once(
+        [lambda app=app: sell(app.test_client(), 1, If_Match='"0"') for app in apps * 8]
+    )
     assert sorted(a.status_code for a in answers) == [201] + [412] * 15
     assert {a.headers["ETag"] for a in answers} == {'"1"'}
     assert saved()["event"]["availableSeats"] == 499
@@ -718,7 +989,8 @@ def test_of_many_with_one_condition_one_is_served(make_app, saved):
 
 
 def test_a_condition_that_fails_between_reading_and_swap_is_412(
-        make_app, monkeypatch, saved):
+    make_app, monkeypatch, saved
+):
     slow, quick = make_app(think_s=0.0625), make_app().test_client()
     meanwhile(monkeypatch, 0.0625, lambda: sell(quick, 5))
     answer = sell(slow.test_client(), 3, If_Match='"0"')
@@ -744,8 +1016,13 @@ def test_every_change_of_every_dialect_says_how_often_it_was_decided(make_app):
     client = make_app(loopback=True).test_client()
     me = {"username": "ann", "email": "ann@example.com", "password": "12345678"}
     ticket = {"eventId": 7, "userId": "ann"}
-    booking = {"eventId": 7, "firstName": "A", "lastName": "B", "email": me["email"],
-               "ticketsReserved": 1}
+    booking = {
+        "eventId": 7,
+        "firstName": "A",
+        "lastName": "B",
+        "email": me["email"],
+        "ticketsReserved": 1,
+    }
 
     def change(method, path, body=None, **headers):
         answer = client.open(path, method=method, json=body, headers=headers)
@@ -795,8 +1072,10 @@ def test_sales_of_many_at_once_each_tell_their_own_version(client):
     app = client.application
     answers = at_once([lambda: sell(app.test_client(), 1) for _ in range(24)])
     assert {a.headers["ETag"] for a in answers} == {f'"{n}"' for n in range(1, 25)}
-    kept = {r["reservationId"]: r["eventVersionAtReservation"]
-            for r in client.get("/reservations").json}
+    kept = {
+        r["reservationId"]: r["eventVersionAtReservation"]
+        for r in client.get("/reservations").json
+    }
     for answer in answers:
         version = kept[answer.json["reservationId"]]
         assert answer.headers["ETag"] == f'"{version}"'
@@ -810,9 +1089,13 @@ def test_contention_is_told_in_its_own_words_and_changes_nothing(make_app, db):
         post, gone = sell(client), client.delete(f"/reservations/{key}")
         assert client.get("/event").json["version"] == 1
     assert (post.status_code, error_of(post)) == (
-        409, "Could not complete reservation due to concurrent updates. Please retry.")
+        409,
+        "Could not complete reservation due to concurrent updates. Please retry.",
+    )
     assert (gone.status_code, error_of(gone)) == (
-        500, "Could not cancel reservation due to concurrent updates. Please retry.")
+        500,
+        "Could not cancel reservation due to concurrent updates. Please retry.",
+    )
     assert int(post.headers["Retry-After"]) > 0 < int(gone.headers["Retry-After"])
     assert sell(client).status_code == 201  # the lock is free again
 
@@ -824,7 +1107,8 @@ def is_replay(answer, first):
     """Whether this is the first answer again, and says so."""
     assert answer.headers.get("Idempotent-Replayed") in {None, "true"}
     same = (answer.status_code, answer.json) == (first.status_code, first.json) and all(
-        answer.headers.get(n) == first.headers.get(n) for n in ("Location", "ETag"))
+        answer.headers.get(n) == first.headers.get(n) for n in ("Location", "ETag")
+    )
     return same and "Idempotent-Replayed" in answer.headers
 
 
@@ -842,13 +1126,16 @@ def test_the_same_key_with_the_same_body_sells_once(client, db, key):
 
 
 def test_another_key_or_none_sells_again(client):
-    ids = {sell(client, **key).json["reservationId"] for key in (
-        {"Idempotency_Key": "a"}, {"Idempotency_Key": "A"}, {}, {})}
+    ids = {
+        sell(client, **key).json["reservationId"]
+        for key in ({"Idempotency_Key": "a"}, {"Idempotency_Key": "A"}, {}, {})
+    }
     assert len(ids) == 4
 
 
-@pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "é", "a\tb", "\x7f"],
-                         ids=ascii)
+@pytest.mark.parametrize(
+    "key", ["", " ", "a b", "x" * 256, "é", "a\tb", "\x7f"], ids=ascii
+)
 def test_a_key_that_is_no_key_is_400(shared, shared_db, key):
     with unchanged(shared_db):
         answer = sell(shared, Idempotency_Key=key)
@@ -878,9 +1165,13 @@ def test_a_key_holds_after_a_restart_and_in_another_server(make_app, db):
 
 def test_of_fifty_twins_one_buys(make_app, saved):
     apps = [make_app(), make_app()]
-    answers = at_once([lambda app=app: sell(app.test_client(), Idempotency_Key="k")
-                       for app in apps * 25])
-    first, = (a for a in answers if "Idempotent-Replayed" not in a.headers)
+    answers = at_once(
+        [
+            lambda app=app: sell(app.test_client(), Idempotency_Key="k")
+            for app in apps * 25
+        ]
+    )
+    (first,) = (a for a in answers if "Idempotent-Replayed" not in a.headers)
     assert first.status_code == 201
     assert sum(is_replay(each, first) for each in answers) == 49
     assert saved()["event"]["version"] == 1
@@ -889,11 +1180,13 @@ def test_of_fifty_twins_one_buys(make_app, saved):
 
 
 def test_a_twin_that_was_quicker_is_found_at_the_second_look(
-        make_app, monkeypatch, saved):
+    make_app, monkeypatch, saved
+):
     slow, quick = make_app(think_s=0.0625).test_client(), make_app().test_client()
     bought = []
-    meanwhile(monkeypatch, 0.0625,
-              lambda: bought.append(sell(quick, Idempotency_Key="k")))
+    meanwhile(
+        monkeypatch, 0.0625, lambda: bought.append(sell(quick, Idempotency_Key="k"))
+    )
     answer = sell(slow, Idempotency_Key="k")
     assert is_replay(answer, bought[0])
     assert answer.headers["X-Attempts"] == "2"
@@ -965,8 +1258,10 @@ def test_a_refusal_is_not_remembered(make_app, db):
 
 
 def test_a_key_belongs_to_its_caller(client):
-    ids = {sell(client, partner=partner, Idempotency_Key="k").json["reservationId"]
-           for partner in ("ann", "bob", "ann", "bob")}
+    ids = {
+        sell(client, partner=partner, Idempotency_Key="k").json["reservationId"]
+        for partner in ("ann", "bob", "ann", "bob")
+    }
     assert len(ids) == 2
     assert client.get("/event").json["version"] == 2
 

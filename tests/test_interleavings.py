@@ -24,8 +24,13 @@ import ticketboss as t
 
 RAM = "/dev/shm"
 NAMES = "Ann", "Bob", "Cid"
-WORDS = {"read": "reads", "lock": "locks", "compare": "compares", "write": "writes",
-         "rename": "renames"}
+WORDS = {
+    "read": "reads",
+    "lock": "locks",
+    "compare": "compares",
+    "write": "writes",
+    "rename": "renames",
+}
 BATON = threading.local()  # .client: the client whose thread this is
 
 
@@ -135,15 +140,17 @@ class Order(NamedTuple):
         width = len(self.answers)
         rows = [list(NAMES[:width])] + [
             [WORDS[step] if who == n else "" for n in range(width)]
-            for who, step in self.steps]
+            for who, step in self.steps
+        ]
         return "\n".join("".join(f"{cell:12}" for cell in row).rstrip() for row in rows)
 
 
 class Office:
     """A db.json, some clients' stores of it, and a reader who looks in at any step."""
 
-    def __init__(self, path: str, start: t.Database, kind: type[Stepped],
-                 wishes: list[Wish]) -> None:
+    def __init__(
+        self, path: str, start: t.Database, kind: type[Stepped], wishes: list[Wish]
+    ) -> None:
         self.path, self.wishes = path, wishes
         self.reader = t.Store(path)
         self.reader.start(4)
@@ -163,8 +170,11 @@ class Office:
             client.go_on()
         order = Order([], [], self.look(), [], [])
         shown, who = order.final, 0
-        while free := [n for n, client in enumerate(clients) if client.next and not (
-                client.next == "lock" and self.locked())]:
+        while free := [
+            n
+            for n, client in enumerate(clients)
+            if client.next and not (client.next == "lock" and self.locked())
+        ]:
             at = len(order.steps)
             who = orders[at] if at < len(orders) else who if who in free else free[0]
             step = clients[who].next
@@ -230,20 +240,26 @@ class Office:
                 for other in order.choices[at]:
                     if other != takers[at]:
                         heapq.heappush(
-                            to_play, (interrupted, at, [*takers[:at], other]))
+                            to_play, (interrupted, at, [*takers[:at], other])
+                        )
         return played
 
 
 def sale(name: str, seats: int, wait: str = "never", event: str | None = None) -> Wish:
     """Somebody wants seats of an event."""
-    return Wish(lambda document: t.reserve(
-        document, t.Reservation(name, name, seats, "waitlisted"), wait), event)
+    return Wish(
+        lambda document: t.reserve(
+            document, t.Reservation(name, name, seats, "waitlisted"), wait
+        ),
+        event,
+    )
 
 
 def give_back(seats: int | None = None) -> Wish:
     """Somebody gives back seats of the one reservation that is there at the start."""
-    return Wish(lambda document: t.cancel(
-        document, "early", "2025-01-01T00:00:00.000Z", seats))
+    return Wish(
+        lambda document: t.cancel(document, "early", "2025-01-01T00:00:00.000Z", seats)
+    )
 
 
 CASES: dict[str, list[Wish]] = {  # 2 of 4 seats are free at the start
@@ -253,14 +269,21 @@ CASES: dict[str, list[Wish]] = {  # 2 of 4 seats are free at the start
     "two who give back the same": [give_back(), give_back()],
     "one gives back a part, another all": [give_back(1), give_back()],
     "one joins the waiting list while another gives back": [
-        sale("a", 3, "when short"), give_back()],
+        sale("a", 3, "when short"),
+        give_back(),
+    ],
     "two join the waiting list": [
-        sale("a", 3, "when short"), sale("b", 4, "when short")],
+        sale("a", 3, "when short"),
+        sale("b", 4, "when short"),
+    ],
     "sales of two events": [sale("a", 2), sale("b", 2, event="2")],
 }
 OF_THREE: dict[str, list[Wish]] = {
     "a sale, one who waits, one who gives back": [
-        sale("a", 1), sale("b", 3, "when short"), give_back()],
+        sale("a", 1),
+        sale("b", 3, "when short"),
+        give_back(),
+    ],
     "three sales, seats for two": [sale("a", 1), sale("b", 1), sale("c", 1)],
     "two sales and one who gives back": [sale("a", 2), sale("b", 2), give_back()],
 }
@@ -270,19 +293,24 @@ OF_THREE: dict[str, list[Wish]] = {
 def office(monkeypatch):
     """Give office(wishes, kind): its clients stop before they write, too."""
     for name, step in ("write", "write"), ("replace", "rename"):
+
         def stepped(*args, call=getattr(os, name), step=step):
             stop_before(step)
             return call(*args)
+
         monkeypatch.setattr(os, name, stepped)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no power is cut here
     monkeypatch.setattr(time, "sleep", lambda _: None)  # nor does anybody wait
-    early = t.reserve(t.seed(4).document(None), t.Reservation(
-        "early", "early", 2, "waitlisted"))
-    start = t.seed(4).having(early).having(
-        t.Document(t.Event(2, "Another", 2, 2, 0), {}))
+    early = t.reserve(
+        t.seed(4).document(None), t.Reservation("early", "early", 2, "waitlisted")
+    )
+    start = (
+        t.seed(4).having(early).having(t.Document(t.Event(2, "Another", 2, 2, 0), {}))
+    )
     with tempfile.TemporaryDirectory(dir=RAM if os.path.isdir(RAM) else None) as folder:
         yield lambda wishes, kind=Stepped: Office(
-            f"{folder}/db.json", start, kind, wishes)
+            f"{folder}/db.json", start, kind, wishes
+        )
 
 
 def counted(case: str, played: list[Order]) -> str:
@@ -298,7 +326,7 @@ def test_every_order_of_two_ends_as_one_after_the_other(case, office, say):
 
 
 def test_every_order_of_three_ends_as_one_after_the_other(office, say, pick):
-    for case, wishes in [*OF_THREE.items()][:pick(1, 3, 3)]:
+    for case, wishes in [*OF_THREE.items()][: pick(1, 3, 3)]:
         say(counted(case, office(wishes).explore()))
 
 
@@ -309,11 +337,14 @@ def test_two_events_never_conflict(office):
 
 
 def test_without_the_version_check_the_shortest_order_that_loses_a_sale_shows(
-        office, say):
+    office, say
+):
     with pytest.raises(AssertionError) as told:
         office(CASES["two sales that both fit"], Blind).explore()
     say(f"without the version check: {told.value}")
-    assert str(told.value) == """\
+    assert (
+        str(told.value)
+        == """\
 No order of whole clients ends so
 Ann         Bob
 reads
@@ -326,3 +357,4 @@ locks
 compares
 writes
 renames"""
+    )

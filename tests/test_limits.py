@@ -19,14 +19,19 @@ SEEDED = "node-meetup-2025"
 def limited(make_app):
     """limited(limit, **settings): a client of an app with that limit."""
     return lambda limit="3 per minute", **settings: make_app(
-        rate_limit=limit, **settings).test_client()
+        rate_limit=limit, **settings
+    ).test_client()
 
 
 def statuses(client, count, path="/event", address="192.0.2.1", **headers):
     """How `count` requests of one client are answered."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return [client.get(path, headers=sent, environ_base={"REMOTE_ADDR": address}
-                       ).status_code for _ in range(count)]
+    return [
+        client.get(
+            path, headers=sent, environ_base={"REMOTE_ADDR": address}
+        ).status_code
+        for _ in range(count)
+    ]
 
 
 def test_the_101st_request_is_told_when_to_come_back(limited, saved):
@@ -35,8 +40,15 @@ def test_the_101st_request_is_told_when_to_come_back(limited, saved):
     first = client.get("/event")
     assert first.headers["X-RateLimit-Limit"] == "100"
     assert first.headers["X-RateLimit-Remaining"] == "99"
-    paths = ["/event", "/events", "/reservations", f"/status/{SEEDED}", "/report",
-             f"/api/v1/booking/status/{SEEDED}", f"/events/{SEEDED}/reservations"]
+    paths = [
+        "/event",
+        "/events",
+        "/reservations",
+        f"/status/{SEEDED}",
+        "/report",
+        f"/api/v1/booking/status/{SEEDED}",
+        f"/events/{SEEDED}/reservations",
+    ]
     for n in range(98):
         assert client.get(paths[n % len(paths)]).status_code == 200
     assert client.post("/reservations", json=sale).status_code == 201
@@ -51,9 +63,18 @@ def test_the_101st_request_is_told_when_to_come_back(limited, saved):
     assert saved() == before
 
 
-@pytest.mark.parametrize(("method", "path"), [
-    ("GET", "/event"), ("POST", "/reservations"), ("DELETE", "/reservations/x"),
-    ("POST", "/book"), ("GET", "/events"), ("GET", "/report"), ("POST", "/login")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/event"),
+        ("POST", "/reservations"),
+        ("DELETE", "/reservations/x"),
+        ("POST", "/book"),
+        ("GET", "/events"),
+        ("GET", "/report"),
+        ("POST", "/login"),
+    ],
+)
 def test_every_route_is_refused_once_the_limit_is_reached(limited, method, path):
     client = limited()
     assert statuses(client, 3, address="127.0.0.1") == [200] * 3
@@ -66,7 +87,9 @@ def test_the_error_of_api_v1_is_a_boolean_here_too(limited):
     statuses(client, 3, address="127.0.0.1")
     answer = client.get(f"/api/v1/booking/status/{SEEDED}")
     assert (answer.status_code, answer.get_json()) == (
-        429, {"message": TEXT, "error": True})
+        429,
+        {"message": TEXT, "error": True},
+    )
     assert int(answer.headers["Retry-After"]) > 0
 
 
@@ -90,21 +113,26 @@ def test_when_the_time_is_over_the_client_is_welcome_again(limited, monkeypatch)
     assert statuses(client, 4) == [200, 200, 200, 429]
 
 
-@pytest.mark.parametrize("headers", [
-    {"Authorization": "Bearer bad"}, {"Authorization": "Bearer"}])
+@pytest.mark.parametrize(
+    "headers", [{"Authorization": "Bearer bad"}, {"Authorization": "Bearer"}]
+)
 def test_guessing_tokens_counts(limited, headers):
     assert statuses(limited(), 4, **headers) == [401, 401, 401, 429]
 
 
 def test_what_is_refused_counts_like_what_is_done(limited):
     client = limited()
-    told = [client.post("/reservations", data=data).status_code
-            for data in (b"{", b"{}", b'{"partnerId":"abc-corp","seats":11}', b"{")]
+    told = [
+        client.post("/reservations", data=data).status_code
+        for data in (b"{", b"{}", b'{"partnerId":"abc-corp","seats":11}', b"{")
+    ]
     assert told == [400, 400, 400, 429]
 
 
-@pytest.mark.parametrize("limit", [
-    "nonsense", "100", "many per minute", "-1 per minute", "100 per fortnight"])
+@pytest.mark.parametrize(
+    "limit",
+    ["nonsense", "100", "many per minute", "-1 per minute", "100 per fortnight"],
+)
 def test_a_limit_that_is_none_stops_the_start(db, monkeypatch, limit):
     monkeypatch.setenv("TICKETBOSS_DB", str(db))
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
@@ -164,13 +192,23 @@ def test_each_client_has_a_limit_of_its_own(limited):
     assert statuses(client, 4, address="192.0.2.2") == [200, 200, 200, 429]
 
 
-@pytest.mark.parametrize("name", [
-    "X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Client-IP"])
+@pytest.mark.parametrize(
+    "name",
+    ["X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Client-IP"],
+)
 def test_a_forged_address_gives_nobody_a_second_limit(limited, name):
     client = limited()
-    told = [client.get("/event", headers={name: f"for=198.51.100.{n}" if
-                                          name == "Forwarded" else f"198.51.100.{n}"})
-            for n in range(4)]
+    told = [
+        client.get(
+            "/event",
+            headers={
+                name: f"for=198.51.100.{n}"
+                if name == "Forwarded"
+                else f"198.51.100.{n}"
+            },
+        )
+        for n in range(4)
+    ]
     assert [answer.status_code for answer in told] == [200, 200, 200, 429]
 
 
@@ -184,9 +222,21 @@ def test_behind_a_trusted_proxy_the_address_that_it_saw_counts(limited):
     assert statuses(client, 3) == [200] * 3
 
 
-@pytest.mark.parametrize("seen", [
-    "unknown", "_hidden", "198.51.100.1:4711", "[2001:db8::1]:80", "", " ", "1.2.3",
-    "fe80::1%eth0", "x" * 5000, "\u00e9"])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        "unknown",
+        "_hidden",
+        "198.51.100.1:4711",
+        "[2001:db8::1]:80",
+        "",
+        " ",
+        "1.2.3",
+        "fe80::1%eth0",
+        "x" * 5000,
+        "\u00e9",
+    ],
+)
 def test_an_address_that_is_none_is_one_client_and_no_error(limited, seen):
     client = limited(trust_proxy=True)
     assert statuses(client, 4, X_Forwarded_For=seen) == [200, 200, 200, 429]
@@ -231,10 +281,12 @@ def test_the_limiter_forgets_rather_than_grow(make_app, pick):
 
 
 @pytest.mark.parametrize("settings", [{}, {"rate_limit": "100 per 15 minutes"}])
-@pytest.mark.parametrize("path", [
-    "/login", "/api/v1/auth/login", "/api/v1/auth/register"])
+@pytest.mark.parametrize(
+    "path", ["/login", "/api/v1/auth/login", "/api/v1/auth/register"]
+)
 def test_ten_logins_a_minute_are_allowed_and_the_eleventh_is_not(
-        make_app, path, settings):
+    make_app, path, settings
+):
     client = make_app(**settings).test_client()
 
     def ask(address="192.0.2.1"):  # without a password, so that none is hashed
@@ -253,13 +305,16 @@ def test_ten_logins_a_minute_are_allowed_and_the_eleventh_is_not(
 
 def test_the_two_ways_to_log_in_share_their_ten(make_app):
     client = make_app().test_client()
-    told = [client.post(path, json={}).status_code for path in (
-        "/login", "/api/v1/auth/login") * 6]
+    told = [
+        client.post(path, json={}).status_code
+        for path in ("/login", "/api/v1/auth/login") * 6
+    ]
     assert told == [400] * 10 + [429] * 2
 
 
-@pytest.mark.parametrize("path", [
-    "/login", "/api/v1/auth/login", "/api/v1/auth/register"])
+@pytest.mark.parametrize(
+    "path", ["/login", "/api/v1/auth/login", "/api/v1/auth/register"]
+)
 def test_asking_what_a_login_allows_is_no_login(make_app, path):
     client = make_app().test_client()
     assert [client.options(path).status_code for _ in range(15)] == [200] * 15
@@ -272,8 +327,12 @@ def test_asking_what_a_login_allows_is_no_login(make_app, path):
 
 
 def test_a_server_that_wants_login_and_limits_its_clients_does_both(serve):
-    server = serve("--require-login", "--rate-limit", "100 per 15 minutes",
-                   JWT_SECRET="a secret of thirty-two bytes or more")
+    server = serve(
+        "--require-login",
+        "--rate-limit",
+        "100 per 15 minutes",
+        JWT_SECRET="a secret of thirty-two bytes or more",
+    )
     me = {"username": "ann", "email": "ann@example.com", "password": "securePassword1"}
     assert server.ask("POST", "/api/v1/auth/register", me)[0] == 201
     login = {"userId": 1, "password": "securePassword1"}

@@ -30,13 +30,24 @@ SEEDED = "node-meetup-2025"
 SEATS = 4  # of the seeded event; few, so that there is a waiting list most of the time
 PRICES = (None, 0, 1, 2_500)
 USERS: list[tuple[str, dict[str, Any]]] = [  # one user in two ways, twice
-    ("1", {"userId": 1}), ("1", {"userId": "1"}), ("a@x.org", {"userEmail": "a@x.org"}),
-    ("a@x.org", {"userEmail": "A@X.org"}), ("ann", {"userId": "ann"})]
+    ("1", {"userId": 1}),
+    ("1", {"userId": "1"}),
+    ("a@x.org", {"userEmail": "a@x.org"}),
+    ("a@x.org", {"userEmail": "A@X.org"}),
+    ("ann", {"userId": "ann"}),
+]
 
 
 # What has to have happened before a run counts for anything.
-INTERESTING = ("served", "partner waits", "/api/v1 waits", "kept for the head",
-               "gave back a part", "deleted", "restarted")
+INTERESTING = (
+    "served",
+    "partner waits",
+    "/api/v1 waits",
+    "kept for the head",
+    "gave back a part",
+    "deleted",
+    "restarted",
+)
 
 
 # --- the model ------------------------------------------------------------------------
@@ -80,8 +91,9 @@ class Show:
         return 0 if self.line else self.total - self.sold
 
     def held_by(self, user: str) -> Sale | None:
-        return next((s for s in self.sales
-                     if s.user == user and s.status != "cancelled"), None)
+        return next(
+            (s for s in self.sales if s.user == user and s.status != "cancelled"), None
+        )
 
     def add(self, sale: Sale) -> None:
         """Sell it if it fits; else it waits."""
@@ -149,8 +161,9 @@ class Dialects(RuleBasedStateMachine):
             assert answer.headers["X-Attempts"] == "1"
         return answer
 
-    def sell(self, show: Show, path: str, body: dict[str, Any], *, key: bool,
-             **headers: str) -> Any:
+    def sell(
+        self, show: Show, path: str, body: dict[str, Any], *, key: bool, **headers: str
+    ) -> Any:
         """Ask for seats, perhaps under a key that may come back."""
         if key:
             headers["Idempotency_Key"] = f"key-{self.asked}"
@@ -176,11 +189,13 @@ class Dialects(RuleBasedStateMachine):
     def begin_with_a_crowd(self, total: int, orders: list[int]) -> None:
         self.open_event("by name", total, 2_500)
         for seats in orders:
-            self.reserve(
-                1, seats, waitlist=True, key=False, condition="", short=False)
+            self.reserve(1, seats, waitlist=True, key=False, condition="", short=False)
 
-    @rule(how=st.sampled_from(["again", "by name", "by id", "by number", "admin"]),
-          total=seats, price=st.sampled_from(PRICES))
+    @rule(
+        how=st.sampled_from(["again", "by name", "by id", "by number", "admin"]),
+        total=seats,
+        price=st.sampled_from(PRICES),
+    )
     def open_event(self, how: str, total: int, price: int | None) -> None:
         if len(self.shows) > 3:
             return
@@ -226,25 +241,46 @@ class Dialects(RuleBasedStateMachine):
 
     # --- partners
 
-    @rule(which=which, seats=seats, waitlist=st.booleans(), key=st.booleans(),
-          condition=st.sampled_from(["", "", "*", "now", "old"]), short=st.booleans())
-    def reserve(self, which: int, seats: int, waitlist: bool, key: bool, condition: str,
-                short: bool) -> None:
+    @rule(
+        which=which,
+        seats=seats,
+        waitlist=st.booleans(),
+        key=st.booleans(),
+        condition=st.sampled_from(["", "", "*", "now", "old"]),
+        short=st.booleans(),
+    )
+    def reserve(
+        self,
+        which: int,
+        seats: int,
+        waitlist: bool,
+        key: bool,
+        condition: str,
+        short: bool,
+    ) -> None:
         show = self.show(which)
         headers = {}
         if condition:
             version = show.version + (condition == "old")
             headers = {"If_Match": "*" if condition == "*" else f'"{version}"'}
-        answer = self.sell(show, self.reservations(show, short=short), {
-            "partnerId": "abc-corp", "seats": seats, "waitlist": waitlist},
-            key=key, **headers)
+        answer = self.sell(
+            show,
+            self.reservations(show, short=short),
+            {"partnerId": "abc-corp", "seats": seats, "waitlist": waitlist},
+            key=key,
+            **headers,
+        )
         if condition == "old":
             assert (answer.status_code, answer.headers["ETag"]) == (
-                412, f'"{show.version}"')
+                412,
+                f'"{show.version}"',
+            )
             return
         if seats > show.on_sale and not (waitlist and seats <= show.total):
             assert (answer.status_code, answer.json) == (
-                409, {"error": "Not enough seats left"})
+                409,
+                {"error": "Not enough seats left"},
+            )
             return
         name = answer.json["reservationId"]
         show.add(sale := Sale(name, seats, show.version + 1))
@@ -254,7 +290,9 @@ class Dialects(RuleBasedStateMachine):
         else:
             self.seen["partner waits"] += 1
             assert (answer.status_code, answer.json) == (
-                202, told | {"position": len(show.line)})
+                202,
+                told | {"position": len(show.line)},
+            )
 
     @rule(which=which, nth=nth, part=st.sampled_from([None, None, 1, 1, 2, 3]))
     def give_back(self, which: int, nth: int, part: int | None) -> None:
@@ -277,8 +315,9 @@ class Dialects(RuleBasedStateMachine):
     def give_back_part_in_the_crowd(self, nth: int, part: int) -> None:
         self.give_back(1, nth, part)
 
-    def gave_back(self, show: Show, sale: Sale, part: int | None, answer: Any,
-                  done: int) -> None:
+    def gave_back(
+        self, show: Show, sale: Sale, part: int | None, answer: Any, done: int
+    ) -> None:
         back = sale.seats if part is None else part
         self.touched = show
         if sale.status == "cancelled":
@@ -295,17 +334,24 @@ class Dialects(RuleBasedStateMachine):
 
     # --- users
 
-    @rule(which=which, user=st.sampled_from(USERS), key=st.booleans(),
-          as_text=st.booleans())
-    def book(self, which: int, user: tuple[str, dict[str, Any]], key: bool,
-             as_text: bool) -> None:
+    @rule(
+        which=which,
+        user=st.sampled_from(USERS),
+        key=st.booleans(),
+        as_text=st.booleans(),
+    )
+    def book(
+        self, which: int, user: tuple[str, dict[str, Any]], key: bool, as_text: bool
+    ) -> None:
         show, (name, sent) = self.show(which), user
         held = show.held_by(name)
         body = {"eventId": str(show.name) if as_text else show.name, **sent}
         answer = self.sell(show, "/book", body, key=key and held is None)
         if held is not None and held.status == "confirmed":
             assert (answer.status_code, answer.json["error"]) == (
-                409, "You already booked this event")
+                409,
+                "You already booked this event",
+            )
             self.seen["booked already"] += 1
             return
         if held is None:
@@ -318,13 +364,18 @@ class Dialects(RuleBasedStateMachine):
         waits = held.status == "waitlisted"
         assert answer.json["status"] == ("waitlisted" if waits else "booked")
         assert answer.json.get("position") == (
-            show.line.index(held) + 1 if waits else None)
+            show.line.index(held) + 1 if waits else None
+        )
         by_email = "userEmail" in sent
-        assert answer.json["message"] == {
-            (True, True): "Event sold out, you're added to the waiting list",
-            (True, False): "Ticket booked successfully",
-            (False, True): "Added to waiting list",
-            (False, False): "Ticket booked"}[by_email, waits]
+        assert (
+            answer.json["message"]
+            == {
+                (True, True): "Event sold out, you're added to the waiting list",
+                (True, False): "Ticket booked successfully",
+                (False, True): "Added to waiting list",
+                (False, False): "Ticket booked",
+            }[by_email, waits]
+        )
 
     @rule(which=which, nth=nth)
     def cancel(self, which: int, nth: int) -> None:
@@ -337,8 +388,11 @@ class Dialects(RuleBasedStateMachine):
         answer = self.change("POST", "/cancel", {"eventId": show.name, **sent})
         if held is None:
             assert (answer.status_code, answer.json["error"]) == (
-                404, "You didn't book this event" if "userEmail" in sent
-                else "Booking not found")
+                404,
+                "You didn't book this event"
+                if "userEmail" in sent
+                else "Booking not found",
+            )
             return
         assert answer.json["reservationId"] == held.name
         self.gave_back(show, held, None, answer, 200)
@@ -349,13 +403,26 @@ class Dialects(RuleBasedStateMachine):
     def book_several(self, which: int, seats: int, as_text: bool, key: bool) -> None:
         show = self.show(which)
         asked = str(seats) if as_text else seats
-        answer = self.sell(show, "/api/v1/booking", {
-            "eventId": str(show.name), "firstName": "Ann", "lastName": "Lee",
-            "email": "a@x.org", "ticketsReserved": asked}, key=key)
+        answer = self.sell(
+            show,
+            "/api/v1/booking",
+            {
+                "eventId": str(show.name),
+                "firstName": "Ann",
+                "lastName": "Lee",
+                "email": "a@x.org",
+                "ticketsReserved": asked,
+            },
+            key=key,
+        )
         if seats > show.on_sale and (show.on_sale or seats > show.total):
-            assert (answer.status_code, answer.json) == (409, {
-                "message": "Not enough tickets available to fulfill your request.",
-                "error": True})
+            assert (answer.status_code, answer.json) == (
+                409,
+                {
+                    "message": "Not enough tickets available to fulfill your request.",
+                    "error": True,
+                },
+            )
             return
         told = answer.json["data"]
         name = answer.headers["Location"].rpartition("/")[2]
@@ -363,7 +430,8 @@ class Dialects(RuleBasedStateMachine):
         assert 0 <= sale.number < 2**53
         assert told["ticketsReserved"] == asked
         assert (answer.status_code, told["bookingStatus"]) == (
-            (201, "completed") if sale.status == "confirmed" else (200, "waitlisted"))
+            (201, "completed") if sale.status == "confirmed" else (200, "waitlisted")
+        )
         self.seen["/api/v1 waits"] += sale.status == "waitlisted"
 
     @rule(which=which, nth=nth, part=st.sampled_from([None, 1, 2, "1"]))
@@ -373,14 +441,20 @@ class Dialects(RuleBasedStateMachine):
         if not sales:
             return
         sale = sales[nth % len(sales)]
-        answer = self.change("DELETE", f"/api/v1/booking/{sale.number}", {
-            "bookingId": sale.number, **({"ticketsToCancel": part} if part else {})})
+        answer = self.change(
+            "DELETE",
+            f"/api/v1/booking/{sale.number}",
+            {"bookingId": sale.number, **({"ticketsToCancel": part} if part else {})},
+        )
         self.gave_back(show, sale, int(part) if part else None, answer, 200)
 
     # --- retries, restarts, refusals
 
-    @rule(what=st.sampled_from(["restart", "send again", "send another", "create"]),
-          which=which, nth=nth)
+    @rule(
+        what=st.sampled_from(["restart", "send again", "send another", "create"]),
+        which=which,
+        nth=nth,
+    )
     def between(self, what: str, which: int, nth: int) -> None:
         """What changes nothing."""
         self.touched = show = self.show(which)
@@ -414,11 +488,28 @@ class Dialects(RuleBasedStateMachine):
         assert events == [(s.name, s.version) for s in shows.values()]
         told = self.get("/report")
         assert [
-            (e["eventId"], e["totalTickets"], e["ticketsSold"], e["availableTickets"],
-             e["waitingListCount"], e["price"], e["revenue"]) for e in told["events"]
+            (
+                e["eventId"],
+                e["totalTickets"],
+                e["ticketsSold"],
+                e["availableTickets"],
+                e["waitingListCount"],
+                e["price"],
+                e["revenue"],
+            )
+            for e in told["events"]
         ] == [
-            (s.name, s.total, s.sold, s.total - s.sold, len(s.line), s.price,
-             s.sold * s.price) for s in shows.values()]
+            (
+                s.name,
+                s.total,
+                s.sold,
+                s.total - s.sold,
+                len(s.line),
+                s.price,
+                s.sold * s.price,
+            )
+            for s in shows.values()
+        ]
         assert told["totals"]["revenue"] == sum(s.sold * s.price for s in self.shows)
         assert told["totals"]["ticketsSold"] == sum(s.sold for s in self.shows)
 
@@ -429,17 +520,27 @@ class Dialects(RuleBasedStateMachine):
         if dialect == 0:
             told = self.get(f"/status/{show.name}")
             assert (total, sold, total - sold, waiting, show.version) == (
-                told["totalTickets"], told["bookedTickets"], told["availableTickets"],
-                told["waitingListCount"], told["version"])
+                told["totalTickets"],
+                told["bookedTickets"],
+                told["availableTickets"],
+                told["waitingListCount"],
+                told["version"],
+            )
         elif dialect == 1:
             assert self.get(f"/api/v1/booking/status/{show.name}")["data"] == {
-                "availableTickets": total - sold, "waitlistedCount": waiting}
+                "availableTickets": total - sold,
+                "waitlistedCount": waiting,
+            }
         else:
             short = show.name == SEEDED
             told = self.get("/event" if short else f"/events/{show.name}")
-            assert (told["eventId"], told["totalSeats"], told["availableSeats"],
-                    told["reservationCount"], told["version"]) == (
-                show.name, total, total - sold, sold, show.version)
+            assert (
+                told["eventId"],
+                told["totalSeats"],
+                told["availableSeats"],
+                told["reservationCount"],
+                told["version"],
+            ) == (show.name, total, total - sold, sold, show.version)
 
     @invariant()
     def the_reservations_are_those_of_the_model_and_keep_the_laws(self) -> None:
@@ -447,24 +548,48 @@ class Dialects(RuleBasedStateMachine):
         records = self.get(self.reservations(show))
         place = {s.name: n for n, s in enumerate(show.line, 1)}
         assert [
-            (r["reservationId"], r["seats"], r["status"], r.get("seatsReturned", 0),
-             r["eventVersionAtReservation"], r.get("eventVersionAtCancel"),
-             r.get("position")) for r in records
+            (
+                r["reservationId"],
+                r["seats"],
+                r["status"],
+                r.get("seatsReturned", 0),
+                r["eventVersionAtReservation"],
+                r.get("eventVersionAtCancel"),
+                r.get("position"),
+            )
+            for r in records
         ] == [
-            (s.name, s.seats, s.status, s.returned, s.version, s.ended,
-             place.get(s.name)) for s in show.sales]
+            (
+                s.name,
+                s.seats,
+                s.status,
+                s.returned,
+                s.version,
+                s.ended,
+                place.get(s.name),
+            )
+            for s in show.sales
+        ]
 
         # And without the model: the sums, the head, the users, the versions.
         free = show.total - sum(
-            r["seats"] for r in records if r["status"] == "confirmed")
+            r["seats"] for r in records if r["status"] == "confirmed"
+        )
         heads = [r["seats"] for r in records if r.get("position") == 1]
         assert free >= 0
         assert not heads or heads[0] > free
-        users = [r["partnerId"] for r in records
-                 if r["status"] != "cancelled" and r["partnerId"] in {"1", "ann"}]
+        users = [
+            r["partnerId"]
+            for r in records
+            if r["status"] != "cancelled" and r["partnerId"] in {"1", "ann"}
+        ]
         assert len(users) == len({*users})
-        versions = [r[name] for r in records for name in (
-            "eventVersionAtReservation", "eventVersionAtCancel") if r.get(name)]
+        versions = [
+            r[name]
+            for r in records
+            for name in ("eventVersionAtReservation", "eventVersionAtCancel")
+            if r.get(name)
+        ]
         assert len(versions) == len({*versions})
         assert all(0 < v <= show.version for v in versions)
 
@@ -480,7 +605,8 @@ def start(make_app: Any, db: Any) -> tuple[bytes, str]:
 
 
 def test_all_dialects_together_do_what_a_simple_model_does(
-        start: tuple[bytes, str], tmp_path: Any, pick: Any, monkeypatch: Any) -> None:
+    start: tuple[bytes, str], tmp_path: Any, pick: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path / "hypothesis"))
     monkeypatch.setattr(os, "fsync", lambda _: None)  # what is decided is shown here
     seen: Counter[str] = Counter()
@@ -488,11 +614,16 @@ def test_all_dialects_together_do_what_a_simple_model_does(
     run_state_machine_as_test(
         lambda: Dialects(next(files), *start, seen),
         settings=settings(
-            max_examples=pick(25, 150, 2_000), stateful_step_count=pick(30, 40, 50),
-            derandomize=pick(1, 0, 0) == 1, database=None, deadline=None,
+            max_examples=pick(25, 150, 2_000),
+            stateful_step_count=pick(30, 40, 50),
+            derandomize=pick(1, 0, 0) == 1,
+            database=None,
+            deadline=None,
             # What fails is made short only in the larger runs: it takes minutes.
-            phases=(Phase.generate, Phase.shrink)[:pick(1, 2, 2)],
-            suppress_health_check=[HealthCheck.too_slow]))
+            phases=(Phase.generate, Phase.shrink)[: pick(1, 2, 2)],
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
     print(seen)
     never = [what for what in INTERESTING if not seen[what]]
     assert not never  # else this has shown less than it says

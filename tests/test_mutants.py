@@ -18,8 +18,11 @@ QUICK = "test_tickets.py::test_seats_that_are_free_are_sold[never]"
 def test_a_bug_is_planted_in_lines_that_are_there_once_and_its_test_is_there(plant):
     assert plant.planted(SOURCE) != SOURCE
     file, name = plant.test.partition("[")[0].split("::")
-    functions = [node.name for node in ast.parse((HERE / file).read_text()).body
-                 if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node.name
+        for node in ast.parse((HERE / file).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    ]
     assert functions.count(name) == 1
 
 
@@ -28,8 +31,10 @@ def test_no_two_bugs_are_the_same():
     assert len({plant.planted(SOURCE) for plant in PLANTS}) == len(PLANTS)
 
 
-@pytest.mark.parametrize(("old", "times"), [
-    ("import no_such_thing\n", 0), ("    event = document.event\n", r"\d")])
+@pytest.mark.parametrize(
+    ("old", "times"),
+    [("import no_such_thing\n", 0), ("    event = document.event\n", r"\d")],
+)
 def test_no_bug_is_planted_in_lines_that_are_gone_or_there_twice(old, times):
     with pytest.raises(ValueError, match=rf"found {times} times, not once:\n{old}"):
         Plant("", QUICK, [("import csv\n", ""), (old, "")]).planted(SOURCE)
@@ -38,8 +43,13 @@ def test_no_bug_is_planted_in_lines_that_are_gone_or_there_twice(old, times):
 def test_every_bug_is_caught(pick, say):
     every = [], len(PLANTS)
     asked, size = pick(([NO_LOCK.name], 1), every, every)
-    done = subprocess.run([sys.executable, str(HERE / "mutants.py"), *asked],
-                          capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "mutants.py"), *asked],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     score = done.stdout.splitlines()[-1]
     say(f"planted bugs: {score}")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -47,10 +57,18 @@ def test_every_bug_is_caught(pick, say):
 
 
 def test_what_is_no_bug_is_not_caught_and_that_is_said(capsys):
-    assert main([
-        Plant("nothing", QUICK, [("import csv\n", "import csv\n\n")]),
-        Plant("no program", QUICK, [("import csv\n", "import csv, and more\n")]),
-        Plant("no such lines", QUICK, [("import no_such_thing\n", "")])]) == 1
+    assert (
+        main(
+            [
+                Plant("nothing", QUICK, [("import csv\n", "import csv\n\n")]),
+                Plant(
+                    "no program", QUICK, [("import csv\n", "import csv, and more\n")]
+                ),
+                Plant("no such lines", QUICK, [("import no_such_thing\n", "")]),
+            ]
+        )
+        == 1
+    )
     told = capsys.readouterr().out
     lines = told.splitlines()
     assert sum(line.startswith("MISSED") for line in lines) == 3

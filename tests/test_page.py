@@ -18,10 +18,18 @@ from conftest import Server
 
 import ticketboss
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-         "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-         "--remote-debugging-pipe"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ODD = "it's 50% off? #1 & (only) $HOME *!"  # an id that shells and URLs trip over
 PATIENCE_S = 30  # before a browser that says nothing counts as hanging
@@ -80,13 +88,20 @@ class Browser:
         assert found, f"a browser is needed: one of {', '.join(NAMES)}"
         (theirs_in, self.into), (self.out, theirs_out) = os.pipe(), os.pipe()
         # Out of the way of 3 and 4, which is where the browser looks for them.
-        far = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 20)
-               for descriptor in (theirs_in, theirs_out)]
+        far = [
+            fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 20)
+            for descriptor in (theirs_in, theirs_out)
+        ]
         self.pid = os.posix_spawn(
-            found, [found, *FLAGS, f"--user-data-dir={profile}"], os.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, far[0], 3),
-                          (os.POSIX_SPAWN_DUP2, far[1], 4),
-                          (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)])
+            found,
+            [found, *FLAGS, f"--user-data-dir={profile}"],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, far[0], 3),
+                (os.POSIX_SPAWN_DUP2, far[1], 4),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ],
+        )
         for descriptor in (theirs_in, theirs_out, *far):
             os.close(descriptor)
         self.asked, self.rest, self.events = 0, b"", []
@@ -127,8 +142,9 @@ class Page:
     def __init__(self, browser, url):
         self.browser = browser
         self.target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = browser.call("Target.attachToTarget", targetId=self.target,
-                                    flatten=True)["sessionId"]
+        self.session = browser.call(
+            "Target.attachToTarget", targetId=self.target, flatten=True
+        )["sessionId"]
         for domain in ("Page", "Network", "Runtime"):
             self.call(f"{domain}.enable")
         self.call("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
@@ -142,8 +158,9 @@ class Page:
 
     def run(self, script):
         """What a script in the page comes to."""
-        told = self.call("Runtime.evaluate", expression=script, awaitPromise=True,
-                         returnByValue=True)
+        told = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
@@ -159,24 +176,36 @@ class Page:
 
         Its clock stands still while a request is under way, and after this.
         """
-        self.call("Emulation.setVirtualTimePolicy", budget=milliseconds,
-                  policy="pauseIfNetworkFetchesPending")
+        self.call(
+            "Emulation.setVirtualTimePolicy",
+            budget=milliseconds,
+            policy="pauseIfNetworkFetchesPending",
+        )
         while not self.heard("Emulation.virtualTimeBudgetExpired"):
             self.browser.events.append(self.browser.hear())
-        self.browser.events = [e for e in self.browser.events if e["method"] !=
-                               "Emulation.virtualTimeBudgetExpired"]
+        self.browser.events = [
+            e
+            for e in self.browser.events
+            if e["method"] != "Emulation.virtualTimeBudgetExpired"
+        ]
 
     def heard(self, method):
         """The events of that name so far."""
-        return [e["params"] for e in self.browser.events
-                if e["method"] == method and e.get("sessionId") == self.session]
+        return [
+            e["params"]
+            for e in self.browser.events
+            if e["method"] == method and e.get("sessionId") == self.session
+        ]
 
     def answers(self):
         """What this page was answered so far: [(path, status), ...]."""
         self.run("0")
         answers = [e["response"] for e in self.heard("Network.responseReceived")]
-        return [(urlsplit(a["url"]).path, a["status"]) for a in answers
-                if a["url"].startswith("http")]
+        return [
+            (urlsplit(a["url"]).path, a["status"])
+            for a in answers
+            if a["url"].startswith("http")
+        ]
 
     def text(self, what):
         return self.run(f"document.querySelector({json.dumps(what)}).innerText")
@@ -188,8 +217,14 @@ class Page:
         """One key, down and up, as by hand."""
         code = code or {"Tab": 9, "Enter": 13, " ": 32, "ArrowUp": 38}[key]
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text
-                      if kind == "keyDown" else "", windowsVirtualKeyCode=code)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                text=text if kind == "keyDown" else "",
+                windowsVirtualKeyCode=code,
+            )
 
     def click(self, who, what):
         """Press a buyer's button; what the buyer is told then."""
@@ -204,13 +239,24 @@ class Page:
 
     def look(self, width, height, **features):
         """How wide it is, and what its reader prefers."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
-                  deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", features=[
-            {"name": f"prefers-{name.replace('_', '-')}", "value": value}
-            for name, value in features.items()])
-        self.run("new Promise(done => requestAnimationFrame("
-                 "() => requestAnimationFrame(done)))")  # until it is drawn so
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[
+                {"name": f"prefers-{name.replace('_', '-')}", "value": value}
+                for name, value in features.items()
+            ],
+        )
+        self.run(
+            "new Promise(done => requestAnimationFrame("
+            "() => requestAnimationFrame(done)))"
+        )  # until it is drawn so
 
 
 @pytest.fixture(scope="module")
@@ -236,9 +282,17 @@ def server(tmp_path_factory):
 
 def stadium(seats, orders, each):
     """An event with that many orders, of eight partners in turn."""
-    records = [ticketboss.Reservation(
-        f"order-{n}", f"partner-{n % 8}", each, "confirmed",
-        "2025-10-28T13:45:00.853Z", n) for n in range(1, orders + 1)]
+    records = [
+        ticketboss.Reservation(
+            f"order-{n}",
+            f"partner-{n % 8}",
+            each,
+            "confirmed",
+            "2025-10-28T13:45:00.853Z",
+            n,
+        )
+        for n in range(1, orders + 1)
+    ]
     free = seats - orders * each
     event = ticketboss.Event("million", "A Million", seats, free, orders)
     return ticketboss.Document(event, {r.reservation_id: r for r in records})
@@ -253,6 +307,7 @@ def visit(browser, server):
         query = f"/?event={quote(event, safe='')}" if event else "/"
         pages.append(Page(browser, (at or server).url + query))
         return pages[-1]
+
     yield visit
     for page in pages:
         browser.call("Target.closeTarget", targetId=page.target)
@@ -262,11 +317,14 @@ def visit(browser, server):
 @pytest.fixture
 def event(server):
     """event(seats, name): the id of a new event."""
+
     def event(seats=500, name="An Evening", **more):
         status, told, _ = server.ask(
-            "POST", "/initialize", {"name": name, "totalTickets": seats, **more})
+            "POST", "/initialize", {"name": name, "totalTickets": seats, **more}
+        )
         assert status == 201
         return str(told["eventId"])
+
     return event
 
 
@@ -276,8 +334,11 @@ def at(event):
 
 def buy(server, event, partner, seats, **more):
     """The id of a new reservation, made from another terminal."""
-    status, told, _ = server.ask("POST", f"{at(event)}/reservations",
-                                 {"partnerId": partner, "seats": seats, **more})
+    status, told, _ = server.ask(
+        "POST",
+        f"{at(event)}/reservations",
+        {"partnerId": partner, "seats": seats, **more},
+    )
     assert status in {201, 202}
     return told["reservationId"]
 
@@ -294,6 +355,7 @@ def alike(one, other, least=3):
 
 
 # --- it shows what is so ----------------------------------------------------------
+
 
 def test_a_sale_from_another_terminal_shows_within_a_second(server, visit):
     page = visit()
@@ -320,7 +382,10 @@ def test_the_last_changes_stand_newest_first(server, visit, event):
     assert "1 of 10" in page.text("#facts")
     assert "1 waiting" in page.text("#facts")
     assert page.texts("#changes li") == [
-        "3: cid waits for 2", "2: bob reserved 5", "1: ann reserved 4"]
+        "3: cid waits for 2",
+        "2: bob reserved 5",
+        "1: ann reserved 4",
+    ]
     assert page.texts("#partners li") == ["■bob 5", "■ann 4"]
     assert server.ask("DELETE", f"{at(shown)}/reservations/{gone}")[0] == 204
     page.shows("version 4")
@@ -337,7 +402,7 @@ def test_the_last_change_is_there_of_any_number(server, visit, event):
     changes = visit(shown).texts("#changes li")
     newest_first = [f"{n + 1}: p{n} reserved 1" for n in reversed(range(20))]
     assert len(changes) >= 10
-    assert changes == newest_first[:len(changes)]
+    assert changes == newest_first[: len(changes)]
 
 
 def test_seats_given_back_do_not_change_what_was_reserved(server, visit, event):
@@ -353,8 +418,16 @@ def test_each_seat_has_its_partners_colour_and_free_ones_have_none(
     server, visit, event
 ):
     shown = event(20)
-    partners = ["abc-corp", "meetup-berlin", "acme", "jobs-board", "uni-lab",
-                "js-ladies", "nodeschool", "Öresund"]
+    partners = [
+        "abc-corp",
+        "meetup-berlin",
+        "acme",
+        "jobs-board",
+        "uni-lab",
+        "js-ladies",
+        "nodeschool",
+        "Öresund",
+    ]
     for partner in partners:
         buy(server, shown, partner, 2)
     page = visit(shown)
@@ -375,8 +448,10 @@ def test_the_map_has_an_equivalent_in_text(server, visit, event):
     for number in range(40):
         buy(server, shown, f"p{number}", 1 + number % 2)
     page = visit(shown)
-    role, label = page.run("['role', 'aria-label'].map(a => "
-                           "document.querySelector('canvas').getAttribute(a))")
+    role, label = page.run(
+        "['role', 'aria-label'].map(a => "
+        "document.querySelector('canvas').getAttribute(a))"
+    )
     assert role == "img"
     assert "60 of 100" in label
     lines = page.texts("#partners li")
@@ -420,9 +495,7 @@ def test_what_the_server_cannot_say_the_page_does_not_make_up(server, visit, eve
     page.shows("9 of 9")
 
 
-def test_where_the_list_is_not_for_everybody_taken_seats_are_not_free(
-    serve, visit, db
-):
+def test_where_the_list_is_not_for_everybody_taken_seats_are_not_free(serve, visit, db):
     store = ticketboss.Store(str(db))
     store.start(500)
     seen = store.load()
@@ -452,6 +525,7 @@ def test_a_million_seats_do_not_freeze_it(server, visit):
 
 # --- it asks for little, and of nobody else ---------------------------------------
 
+
 def test_while_nothing_changes_it_is_told_so_in_304(visit, event):
     shown = event()
     page = visit(shown)
@@ -459,7 +533,7 @@ def test_while_nothing_changes_it_is_told_so_in_304(visit, event):
     started = page.answers()
     assert set(started[1:]) == {(at(shown), 200), (f"{at(shown)}/reservations", 200)}
     page.later(5000)
-    quiet = page.answers()[len(started):]
+    quiet = page.answers()[len(started) :]
     assert len(quiet) >= 5
     assert set(quiet) == {(at(shown), 304)}
 
@@ -492,8 +566,10 @@ def test_nothing_comes_from_another_host_and_no_rule_of_its_own_is_broken(
         page.click(who, "Read")
         page.click(who, "Save")
     page.shows("version 3")
-    asked = {urlsplit(e["request"]["url"])[:2]
-             for e in page.heard("Network.requestWillBeSent")}
+    asked = {
+        urlsplit(e["request"]["url"])[:2]
+        for e in page.heard("Network.requestWillBeSent")
+    }
     assert asked <= {urlsplit(server.url)[:2], ("data", "")}
     assert page.run("violations") == []
 
@@ -509,22 +585,36 @@ def test_a_script_that_is_not_ours_does_not_run(visit, event):
     page.until("violations.length >= 4")  # the image's source, too
     assert page.run("ran") is False
     assert set(page.run("violations")) == {
-        "img-src", "script-src-attr", "script-src-elem"}
+        "img-src",
+        "script-src-attr",
+        "script-src-elem",
+    }
 
 
 def test_the_policy_allows_this_server_and_one_script_of_one_answer(server):
     def policy():
         _, body, headers = server.ask("GET", "/", Accept="text/html")
-        given = {name: rest for name, *rest in map(
-            str.split, headers["Content-Security-Policy"].split(";"))}
+        given = {
+            name: rest
+            for name, *rest in map(
+                str.split, headers["Content-Security-Policy"].split(";")
+            )
+        }
         nonces = set(re.findall(r'nonce="([^"]*)"', body))
         assert len(nonces) == 1
         return given, f"'nonce-{nonces.pop()}'", headers
+
     given, nonce, headers = policy()
     assert given == {
-        "default-src": ["'none'"], "connect-src": ["'self'"], "img-src": ["data:"],
-        "script-src": [nonce], "style-src": [nonce], "base-uri": ["'none'"],
-        "form-action": ["'none'"], "frame-ancestors": ["'none'"]}
+        "default-src": ["'none'"],
+        "connect-src": ["'self'"],
+        "img-src": ["data:"],
+        "script-src": [nonce],
+        "style-src": [nonce],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+        "frame-ancestors": ["'none'"],
+    }
     assert len(nonce) > 20
     assert policy()[1] != nonce
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -533,9 +623,14 @@ def test_the_policy_allows_this_server_and_one_script_of_one_answer(server):
     assert headers["Content-Type"] == "text/html; charset=utf-8"
 
 
-@pytest.mark.parametrize("evil", [
-    '<img src=x onerror="ran = true">', "</script><script>ran = true</script>",
-    "${ran = true}<b>bold</b>&amp;"])
+@pytest.mark.parametrize(
+    "evil",
+    [
+        '<img src=x onerror="ran = true">',
+        "</script><script>ran = true</script>",
+        "${ran = true}<b>bold</b>&amp;",
+    ],
+)
 def test_a_name_is_shown_as_text_and_runs_nothing(server, visit, event, evil):
     shown = event(50, name=evil)
     buy(server, shown, evil, 3)
@@ -549,9 +644,8 @@ def test_a_name_is_shown_as_text_and_runs_nothing(server, visit, event, evil):
 
 # --- the lesson -------------------------------------------------------------------
 
-def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(
-    server, visit, event
-):
+
+def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(server, visit, event):
     shown = event(50)
     page = visit(shown)
     assert page.run("button('A', 'Save').disabled && button('B', 'Save').disabled")
@@ -561,8 +655,12 @@ def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(
     assert page.click("A", "Save").startswith("201")
     refusal = page.click("B", "Save")
     assert refusal.startswith("412")
-    told = server.ask("POST", f"{at(shown)}/reservations",
-                      {"partnerId": "buyer-B", "seats": 2}, If_Match='"0"')
+    told = server.ask(
+        "POST",
+        f"{at(shown)}/reservations",
+        {"partnerId": "buyer-B", "seats": 2},
+        If_Match='"0"',
+    )
     assert told[1]["error"] in refusal
     assert held(server, shown) == [("buyer-A", 2)]
     assert page.click("B", "Read") == ""  # what was refused is no longer said
@@ -571,7 +669,9 @@ def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(
     assert held(server, shown) == [("buyer-A", 2), ("buyer-B", 2)]
     page.shows("46 of 50")
     assert page.texts("#changes li") == [
-        "2: buyer-B reserved 2", "1: buyer-A reserved 2"]
+        "2: buyer-B reserved 2",
+        "1: buyer-A reserved 2",
+    ]
 
 
 def test_without_if_match_what_was_read_does_not_matter(server, visit, event):
@@ -592,10 +692,11 @@ def test_a_refusal_is_shown_in_the_servers_words(server, visit, event):
     page = visit(shown)
     page.click("A", "Read")
     for seats, status, words in [
-            ("9", "409", "Not enough seats left"),
-            ("11", "400", "seats must be between 1 and 10"),
-            ("", "400", "seats must be between 1 and 10"),
-            ("1.5", "400", "seats must be an integer")]:
+        ("9", "409", "Not enough seats left"),
+        ("11", "400", "seats must be between 1 and 10"),
+        ("", "400", "seats must be between 1 and 10"),
+        ("1.5", "400", "seats must be an integer"),
+    ]:
         page.run(f"buyer('A').querySelector('input').value = '{seats}'")
         told = page.click("A", "Save")
         assert told.startswith(status)
@@ -612,8 +713,12 @@ def test_the_curl_line_does_what_was_done(server, visit, event):
     def curled():
         line = page.text("#curl")
         assert line.startswith("curl ")
-        done = subprocess.run(["sh", "-c", line.replace("curl ", "curl -s ", 1)],
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["sh", "-c", line.replace("curl ", "curl -s ", 1)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         head, body = done.stdout.split("\n\n", 1)
         return int(head.split()[1]), json.loads(body)
 
@@ -633,19 +738,24 @@ def test_the_curl_line_does_what_was_done(server, visit, event):
     page.run("buyer('A').querySelector('input').value = '7'")
     page.click("A", "Save")
     assert (curled()[0], held(server, shown)) == (
-        201, [("buyer-B", 2), ("buyer-A", 7), ("buyer-A", 7)])
+        201,
+        [("buyer-B", 2), ("buyer-A", 7), ("buyer-A", 7)],
+    )
 
 
 def test_the_curl_line_can_be_copied(browser, visit, event):
     page = visit(event())
-    browser.call("Browser.grantPermissions", permissions=[
-        "clipboardReadWrite", "clipboardSanitizedWrite"])
+    browser.call(
+        "Browser.grantPermissions",
+        permissions=["clipboardReadWrite", "clipboardSanitizedWrite"],
+    )
     page.run("document.querySelector('#copy').click()")
     line = page.text("#curl")
     page.until(f"navigator.clipboard.readText().then(t => t === {json.dumps(line)})")
 
 
 # --- for everybody ----------------------------------------------------------------
+
 
 def test_all_of_it_works_by_keyboard(server, visit, event):
     shown = event(50)
@@ -673,9 +783,15 @@ def test_all_of_it_works_by_keyboard(server, visit, event):
         if page.run("document.activeElement === document.body"):
             break
         order.append(focus())
-    assert order == [["careful", "checkbox", True], *(
-        [who, what, True] for who in ("Buyer A", "Buyer B")
-        for what in ("Read", "number", "Save")), ["copy", "Copy", True]]
+    assert order == [
+        ["careful", "checkbox", True],
+        *(
+            [who, what, True]
+            for who in ("Buyer A", "Buyer B")
+            for what in ("Read", "number", "Save")
+        ),
+        ["copy", "Copy", True],
+    ]
     assert len(order) == page.run("all('a, button, input, select, [tabindex]').length")
     go("Buyer A", "number")
     page.press("ArrowUp")
@@ -698,13 +814,21 @@ def test_every_control_has_a_name_and_what_changes_is_announced(visit, event):
     page = visit(event())
     page.call("Accessibility.enable")
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    named = [(node["role"]["value"], node["name"]["value"]) for node in nodes
-             if not node["ignored"] and node["role"]["value"] in {
-                 "button", "checkbox", "spinbutton", "group", "image"}]
+    named = [
+        (node["role"]["value"], node["name"]["value"])
+        for node in nodes
+        if not node["ignored"]
+        and node["role"]["value"]
+        in {"button", "checkbox", "spinbutton", "group", "image"}
+    ]
     assert all(name for _, name in named)
     assert [name for role, name in named if role == "group"] == ["Buyer A", "Buyer B"]
     assert sorted(role for role, _ in named if role != "group") == [
-        *["button"] * 5, "checkbox", "image", *["spinbutton"] * 2]
+        *["button"] * 5,
+        "checkbox",
+        "image",
+        *["spinbutton"] * 2,
+    ]
     roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
     assert roles.count("status") == 3  # the facts, and what each buyer is told
 
@@ -721,7 +845,7 @@ def test_it_can_be_read_in_either_theme_and_on_a_phone(server, visit, event, sch
     for width in (1100, 390, 320):
         page.look(width, 800, color_scheme=scheme, reduced_motion="reduce")
         assert page.run("document.scrollingElement.scrollWidth") <= width
-        assert page.run("document.querySelector('canvas').clientWidth") > width * .8
+        assert page.run("document.querySelector('canvas').clientWidth") > width * 0.8
         found = page.run(CONTRASTS)
         assert len(found) > 20
         assert not [pair for pair in found if pair[1] < 4.5]

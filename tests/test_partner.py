@@ -11,8 +11,16 @@ from conftest import SEEDED
 
 import ticketboss
 
-FRESH = {"event": {"eventId": SEEDED, "name": "Node.js Meet-up", "totalSeats": 500,
-                   "availableSeats": 500, "version": 0}, "reservations": {}}
+FRESH = {
+    "event": {
+        "eventId": SEEDED,
+        "name": "Node.js Meet-up",
+        "totalSeats": 500,
+        "availableSeats": 500,
+        "version": 0,
+    },
+    "reservations": {},
+}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 GONE = {"error": "Reservation not found or already cancelled"}
 FULL = {"error": "Not enough seats left"}
@@ -20,21 +28,32 @@ WAIT = {"waitlist": True}
 
 # As the program that db.json comes from wrote it, and what its README shows.
 CONFIRMED = {
-    "reservationId": "7d4f36be-ef9b-4bb6-b3a5-6378a9d6a1f9", "partnerId": "abc-corp",
-    "seats": 3, "status": "confirmed", "ts": "2025-10-28T13:45:00.853Z",
-    "eventVersionAtReservation": 2}
+    "reservationId": "7d4f36be-ef9b-4bb6-b3a5-6378a9d6a1f9",
+    "partnerId": "abc-corp",
+    "seats": 3,
+    "status": "confirmed",
+    "ts": "2025-10-28T13:45:00.853Z",
+    "eventVersionAtReservation": 2,
+}
 CANCELLED = {
-    "reservationId": "b2a68c77-fc83-4a9b-bb2b-24d91e4083e0", "partnerId": "xyz-ltd",
-    "seats": 2, "status": "cancelled", "cancelledAt": "2025-10-28T14:20:11.923Z"}
+    "reservationId": "b2a68c77-fc83-4a9b-bb2b-24d91e4083e0",
+    "partnerId": "xyz-ltd",
+    "seats": 2,
+    "status": "cancelled",
+    "cancelledAt": "2025-10-28T14:20:11.923Z",
+}
 CANCELLED_WITH_TS = CANCELLED | {
     "reservationId": "0c7ee8f1-3c9a-4d53-9c6d-0e8f9f0f6a10",
-    "ts": "2025-10-28T13:44:00.000Z", "eventVersionAtReservation": 1}
+    "ts": "2025-10-28T13:44:00.000Z",
+    "eventVersionAtReservation": 1,
+}
 
 
 def sell(client, seats=3, partner="abc-corp", at="", **more):
     """Ask for seats."""
-    return client.post(f"{at}/reservations",
-                       json={"partnerId": partner, "seats": seats, **more})
+    return client.post(
+        f"{at}/reservations", json={"partnerId": partner, "seats": seats, **more}
+    )
 
 
 def bought(client, seats=3, partner="abc-corp", at="", **more):
@@ -52,8 +71,10 @@ def numbers(client, at="/event"):
 
 def statuses(client):
     """Each reservation's partner, seats and status (or position), in order."""
-    return [(r["partnerId"], r["seats"], r.get("position") or r["status"])
-            for r in client.get("/reservations").json]
+    return [
+        (r["partnerId"], r["seats"], r.get("position") or r["status"])
+        for r in client.get("/reservations").json
+    ]
 
 
 # --- the file -------------------------------------------------------------------
@@ -80,22 +101,36 @@ def test_a_sale_adds_its_record_and_nothing_else(client, saved):
     assert TIME.fullmatch(record["ts"])
     assert saved() == {
         "event": FRESH["event"] | {"availableSeats": 497, "version": 1},
-        "reservations": {key: CONFIRMED | {
-            "reservationId": key, "ts": record["ts"], "eventVersionAtReservation": 1}}}
+        "reservations": {
+            key: CONFIRMED
+            | {"reservationId": key, "ts": record["ts"], "eventVersionAtReservation": 1}
+        },
+    }
 
 
 def seed_000(**odd):
     """A db.json of the program that this API comes from; `odd`: partnerIds by id."""
     records = [CONFIRMED, CANCELLED, CANCELLED_WITH_TS]
-    records += [CONFIRMED | {"reservationId": key, "partnerId": partner}
-                for key, partner in odd.items()]
+    records += [
+        CONFIRMED | {"reservationId": key, "partnerId": partner}
+        for key, partner in odd.items()
+    ]
     free = 500 - 3 * (len(odd) + 1)
-    return {"event": FRESH["event"] | {"availableSeats": free, "version": 9},
-            "reservations": {r["reservationId"]: r for r in records}}
+    return {
+        "event": FRESH["event"] | {"availableSeats": free, "version": 9},
+        "reservations": {r["reservationId"]: r for r in records},
+    }
 
 
-ODD = {"blank": "", "spaces": "  ", "lines": "a\nb\tc", "long": "x" * 1000,
-       "null": "a\0b", "html": "<b>&\"'", "emoji": "😀é"}
+ODD = {
+    "blank": "",
+    "spaces": "  ",
+    "lines": "a\nb\tc",
+    "long": "x" * 1000,
+    "null": "a\0b",
+    "html": "<b>&\"'",
+    "emoji": "😀é",
+}
 
 
 @pytest.mark.parametrize("file", [FRESH, seed_000(), seed_000(**ODD)])
@@ -107,7 +142,8 @@ def test_a_file_of_seed_000_loads_unchanged(db, make_app, file, indent):
     assert client.get("/_health").json == {"ok": True}
     assert client.get("/reservations").json == list(file["reservations"].values())
     assert client.get("/event").json == file["event"] | {
-        "reservationCount": 500 - file["event"]["availableSeats"]}
+        "reservationCount": 500 - file["event"]["availableSeats"]
+    }
     assert db.read_bytes() == before
 
 
@@ -122,11 +158,15 @@ def test_a_file_of_seed_000_goes_on(db, make_app, saved):
         old, now = file["reservations"][key], saved()["reservations"][key]
         assert TIME.fullmatch(now["cancelledAt"])
         file["reservations"][key] = old | {
-            "status": "cancelled", "cancelledAt": now["cancelledAt"],
-            "eventVersionAtCancel": saved()["event"]["version"]}
+            "status": "cancelled",
+            "cancelledAt": now["cancelledAt"],
+            "eventVersionAtCancel": saved()["event"]["version"],
+        }
     file["reservations"][new] = saved()["reservations"][new]
-    file["event"] |= {"availableSeats": file["event"]["availableSeats"] - 4,
-                      "version": 12}
+    file["event"] |= {
+        "availableSeats": file["event"]["availableSeats"] - 4,
+        "version": 12,
+    }
     assert saved() == file
 
 
@@ -151,7 +191,10 @@ def test_a_sale_is_answered_with_exactly_this(client):
     assert str(uuid.UUID(key)) == key
     assert (answer.status_code, answer.content_type) == (201, "application/json")
     assert answer.json | {"reservationId": key} == {
-        "reservationId": key, "seats": 3, "status": "confirmed"}
+        "reservationId": key,
+        "seats": 3,
+        "status": "confirmed",
+    }
     assert numbers(client) == (497, 3, 1)
 
 
@@ -160,19 +203,28 @@ NO_INTEGER = "seats must be an integer"
 NO_RANGE = "seats must be between 1 and 10"
 
 
-@pytest.mark.parametrize(("body", "error"), [
-    ({}, NO_PARTNER),
-    ({"seats": 3}, NO_PARTNER),
-    ({"seats": 11}, NO_PARTNER),
-    ({"seats": "x", "waitlist": 3}, NO_PARTNER),
-    *(({"partnerId": p, "seats": 3}, NO_PARTNER)
-      for p in (None, 7, True, ["a"], {"a": 1}, "")),
-    ({"partnerId": "a"}, NO_INTEGER),
-    *(({"partnerId": "a", "seats": s}, NO_INTEGER)
-      for s in (None, True, False, "3", "", 3.5, 0.1, [3], {"seats": 3}, "11")),
-    *(({"partnerId": "a", "seats": s}, NO_RANGE)
-      for s in (0, -1, 11, 1000, 2**63, -2**64, 10**400)),
-])
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({}, NO_PARTNER),
+        ({"seats": 3}, NO_PARTNER),
+        ({"seats": 11}, NO_PARTNER),
+        ({"seats": "x", "waitlist": 3}, NO_PARTNER),
+        *(
+            ({"partnerId": p, "seats": 3}, NO_PARTNER)
+            for p in (None, 7, True, ["a"], {"a": 1}, "")
+        ),
+        ({"partnerId": "a"}, NO_INTEGER),
+        *(
+            ({"partnerId": "a", "seats": s}, NO_INTEGER)
+            for s in (None, True, False, "3", "", 3.5, 0.1, [3], {"seats": 3}, "11")
+        ),
+        *(
+            ({"partnerId": "a", "seats": s}, NO_RANGE)
+            for s in (0, -1, 11, 1000, 2**63, -(2**64), 10**400)
+        ),
+    ],
+)
 def test_what_cannot_be_sold_is_400_in_these_words(client, saved, body, error):
     answer = client.post("/reservations", json=body)
     assert (answer.status_code, answer.json) == (400, {"error": error})
@@ -217,26 +269,50 @@ def test_the_event_is_told_in_exactly_six_fields(client):
     bought(client, 3)
     bought(client, 5)
     assert client.get("/event").json == {
-        "eventId": SEEDED, "name": "Node.js Meet-up", "totalSeats": 500,
-        "availableSeats": 492, "reservationCount": 8, "version": 2}
+        "eventId": SEEDED,
+        "name": "Node.js Meet-up",
+        "totalSeats": 500,
+        "availableSeats": 492,
+        "reservationCount": 8,
+        "version": 2,
+    }
 
 
 def test_a_list_shows_records_in_exactly_these_fields(make_app):
     client = make_app(seats=10).test_client()
-    stays, goes, waits = (bought(client, n, p, **WAIT) for n, p in (
-        (5, "ann"), (3, "bob"), (9, "cyd")))
+    stays, goes, waits = (
+        bought(client, n, p, **WAIT) for n, p in ((5, "ann"), (3, "bob"), (9, "cyd"))
+    )
     assert client.delete(f"/reservations/{goes}").status_code == 204
     told = client.get("/reservations").json
     for record in told:
         assert TIME.fullmatch(record.pop("ts"))
     assert TIME.fullmatch(told[1].pop("cancelledAt"))
     assert told == [
-        {"reservationId": stays, "partnerId": "ann", "seats": 5, "status": "confirmed",
-         "eventVersionAtReservation": 1},
-        {"reservationId": goes, "partnerId": "bob", "seats": 3, "status": "cancelled",
-         "eventVersionAtReservation": 2, "eventVersionAtCancel": 4},
-        {"reservationId": waits, "partnerId": "cyd", "seats": 9, "position": 1,
-         "status": "waitlisted", "eventVersionAtReservation": 3}]
+        {
+            "reservationId": stays,
+            "partnerId": "ann",
+            "seats": 5,
+            "status": "confirmed",
+            "eventVersionAtReservation": 1,
+        },
+        {
+            "reservationId": goes,
+            "partnerId": "bob",
+            "seats": 3,
+            "status": "cancelled",
+            "eventVersionAtReservation": 2,
+            "eventVersionAtCancel": 4,
+        },
+        {
+            "reservationId": waits,
+            "partnerId": "cyd",
+            "seats": 9,
+            "position": 1,
+            "status": "waitlisted",
+            "eventVersionAtReservation": 3,
+        },
+    ]
 
 
 def test_one_record_is_told_as_in_the_list(make_app):
@@ -258,8 +334,11 @@ def test_nobody_sees_the_key_or_the_user_of_a_reservation(client):
     headers = {"Idempotency-Key": "secret-key"}
     bought(client)
     client.post("/reservations", json={"partnerId": "b", "seats": 1}, headers=headers)
-    client.post("/book", headers=headers, json={
-        "eventId": SEEDED, "userEmail": "ann@example.org"})
+    client.post(
+        "/book",
+        headers=headers,
+        json={"eventId": SEEDED, "userEmail": "ann@example.org"},
+    )
     answer = client.get("/reservations")
     assert [set(record) for record in answer.json] == [set(CONFIRMED)] * 3
     assert not re.search("secret|ann|example", answer.text)
@@ -268,23 +347,42 @@ def test_nobody_sees_the_key_or_the_user_of_a_reservation(client):
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory):
     """A client of an event with all sorts of reservations, for tests that look."""
-    app = ticketboss.create_app(ticketboss.Settings(
-        db=str(tmp_path_factory.mktemp("crowded") / "db.json"), seats=10, quiet=True,
-        by_hand=True))
+    app = ticketboss.create_app(
+        ticketboss.Settings(
+            db=str(tmp_path_factory.mktemp("crowded") / "db.json"),
+            seats=10,
+            quiet=True,
+            by_hand=True,
+        )
+    )
     client = app.test_client()
-    ids = [bought(client, 1, partner, **WAIT)
-           for _ in range(5) for partner in ("ann", "bob & co=1", 'ünal"><b>')]
+    ids = [
+        bought(client, 1, partner, **WAIT)
+        for _ in range(5)
+        for partner in ("ann", "bob & co=1", 'ünal"><b>')
+    ]
     for key in (ids[0], ids[4], ids[14]):
         client.delete(f"/reservations/{key}")
     return client
 
 
-@pytest.mark.parametrize("asked", [
-    {}, {"partnerId": "ann"}, {"partnerId": "bob & co=1"},
-    {"partnerId": 'ünal"><b>'}, {"partnerId": "nobody"}, {"partnerId": "AN"},
-    {"status": "confirmed"}, {"status": "cancelled"}, {"status": "waitlisted"},
-    {"status": "confirmed", "partnerId": "bob & co=1"},
-    {"status": "waitlisted", "partnerId": "ann"}], ids=str)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"partnerId": "ann"},
+        {"partnerId": "bob & co=1"},
+        {"partnerId": 'ünal"><b>'},
+        {"partnerId": "nobody"},
+        {"partnerId": "AN"},
+        {"status": "confirmed"},
+        {"status": "cancelled"},
+        {"status": "waitlisted"},
+        {"status": "confirmed", "partnerId": "bob & co=1"},
+        {"status": "waitlisted", "partnerId": "ann"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("limit", [1, 2, 5, 15, 100])
 def test_pages_joined_by_links_are_the_narrowed_list(crowded, asked, limit):
     whole = crowded.get("/reservations").json
@@ -295,7 +393,7 @@ def test_pages_joined_by_links_are_the_narrowed_list(crowded, asked, limit):
     while link := page.headers.get("Link"):
         assert len(page.json) == limit
         assert len(pages) <= len(wanted)
-        url, = re.fullmatch(r'<([!-;=?-~]+)>; rel="next"', link).groups()
+        (url,) = re.fullmatch(r'<([!-;=?-~]+)>; rel="next"', link).groups()
         page = crowded.get(url)
         assert page.status_code == 200
         pages.append(page.json)
@@ -308,7 +406,7 @@ def test_after_begins_behind_that_record(crowded):
     for n in (0, 7, 14):
         after = {"after": whole[n]["reservationId"]}
         told = crowded.get("/reservations", query_string=after)
-        assert told.json == whole[n + 1:]
+        assert told.json == whole[n + 1 :]
         assert "Link" not in told.headers
 
 
@@ -320,12 +418,31 @@ def test_a_page_goes_on_although_its_last_record_was_cancelled(client):
     assert client.get(link).json[0]["reservationId"] == ids[1]
 
 
-@pytest.mark.parametrize("asked", [
-    "limit=0", "limit=-1", "limit=x", "limit=", "limit=1.5", "limit=1e3", "limit=%2B1",
-    "limit=%D9%A3", "limit=1%00", f"limit={'0' * 5000}1", f"limit={'9' * 5000}",
-    "status=", "status=Confirmed", "status=all",
-    "status=%FF", "after=", "after=x", "after=%00", "status=confirmed&limit=0"],
-    ids=lambda asked: asked[:20])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "limit=0",
+        "limit=-1",
+        "limit=x",
+        "limit=",
+        "limit=1.5",
+        "limit=1e3",
+        "limit=%2B1",
+        "limit=%D9%A3",
+        "limit=1%00",
+        f"limit={'0' * 5000}1",
+        f"limit={'9' * 5000}",
+        "status=",
+        "status=Confirmed",
+        "status=all",
+        "status=%FF",
+        "after=",
+        "after=x",
+        "after=%00",
+        "status=confirmed&limit=0",
+    ],
+    ids=lambda asked: asked[:20],
+)
 @pytest.mark.parametrize("at", ["", f"/events/{SEEDED}"])
 def test_an_unusable_parameter_is_400(crowded, at, asked):
     answer = crowded.get(f"{at}/reservations?{asked}")
@@ -334,8 +451,9 @@ def test_an_unusable_parameter_is_400(crowded, at, asked):
 
 def test_a_parameter_that_nobody_knows_is_ignored(client):
     bought(client)
-    assert client.get("/reservations?x=1&%FF=%FF").json == client.get(
-        "/reservations").json
+    assert (
+        client.get("/reservations?x=1&%FF=%FF").json == client.get("/reservations").json
+    )
 
 
 # --- giving back ------------------------------------------------------------------
@@ -351,8 +469,11 @@ def test_a_cancel_frees_the_seats_and_keeps_the_record(client, saved):
     at = saved()["reservations"][key]["cancelledAt"]
     assert TIME.fullmatch(at)
     before["event"] |= {"availableSeats": 498, "version": 3}
-    before["reservations"][key] |= {"status": "cancelled", "cancelledAt": at,
-                                    "eventVersionAtCancel": 3}
+    before["reservations"][key] |= {
+        "status": "cancelled",
+        "cancelledAt": at,
+        "eventVersionAtCancel": 3,
+    }
     assert saved() == before
     assert saved()["reservations"][other]["status"] == "confirmed"
 
@@ -388,9 +509,28 @@ def test_a_part_can_be_given_back_until_all_is(client):
     assert client.delete(f"{path}?seats=1").json == GONE
 
 
-@pytest.mark.parametrize("seats", ["0", "-1", "4", "11", "x", "", "1.0", "%2B1", "1e0",
-                                   "9" * 30, "9" * 5000, "0" * 5000 + "1", "%D9%A3",
-                                   "1%00", "0x1", "true"], ids=lambda s: s[:9])
+@pytest.mark.parametrize(
+    "seats",
+    [
+        "0",
+        "-1",
+        "4",
+        "11",
+        "x",
+        "",
+        "1.0",
+        "%2B1",
+        "1e0",
+        "9" * 30,
+        "9" * 5000,
+        "0" * 5000 + "1",
+        "%D9%A3",
+        "1%00",
+        "0x1",
+        "true",
+    ],
+    ids=lambda s: s[:9],
+)
 def test_no_more_can_be_given_back_than_is_held(client, db, seats):
     key = bought(client, 3)
     before = db.read_bytes()
@@ -419,8 +559,12 @@ def test_too_few_seats_with_waitlist_are_202_and_a_place(make_app, db):
         assert answer.status_code == 202
         key = answer.json["reservationId"]
         assert str(uuid.UUID(key)) == key
-        assert answer.json == {"reservationId": key, "seats": seats,
-                               "status": "waitlisted", "position": place}
+        assert answer.json == {
+            "reservationId": key,
+            "seats": seats,
+            "status": "waitlisted",
+            "position": place,
+        }
         assert numbers(client) == (2, 8, 1 + place)
     before = db.read_bytes()
     assert sell(client, 1).json == FULL  # the two that are left are owed to the head
@@ -437,8 +581,12 @@ def test_a_cancel_serves_the_head_in_the_same_change(make_app):
     assert numbers(client) == (3, 7, 6)
     # cyd does not fit, and dan, who would, does not pass.
     assert statuses(client) == [
-        ("first", 7, "cancelled"), ("ann", 4, "confirmed"), ("bob", 3, "confirmed"),
-        ("cyd", 5, 1), ("dan", 1, 2)]
+        ("first", 7, "cancelled"),
+        ("ann", 4, "confirmed"),
+        ("bob", 3, "confirmed"),
+        ("cyd", 5, 1),
+        ("dan", 1, 2),
+    ]
     promoted = client.get("/reservations?partnerId=ann").json[0]
     assert set(promoted) == set(CONFIRMED)
     assert promoted["eventVersionAtReservation"] == 2
@@ -452,7 +600,10 @@ def test_a_part_given_back_serves_the_head_too(make_app):
     client.delete(f"/reservations/{first}?seats=3")
     assert numbers(client) == (1, 9, 4)
     assert statuses(client) == [
-        ("first", 7, "confirmed"), ("ann", 2, "confirmed"), ("bob", 2, 1)]
+        ("first", 7, "confirmed"),
+        ("ann", 2, "confirmed"),
+        ("bob", 2, 1),
+    ]
 
 
 def test_a_waiting_one_who_leaves_lets_the_next_move_up(make_app):
@@ -463,8 +614,12 @@ def test_a_waiting_one_who_leaves_lets_the_next_move_up(make_app):
     bought(client, 2, "cyd", **WAIT)
     assert client.delete(f"/reservations/{head}").status_code == 204
     assert numbers(client) == (0, 10, 5)
-    assert statuses(client) == [("first", 8, "confirmed"), ("ann", 5, "cancelled"),
-                                ("bob", 2, "confirmed"), ("cyd", 2, 1)]
+    assert statuses(client) == [
+        ("first", 8, "confirmed"),
+        ("ann", 5, "cancelled"),
+        ("bob", 2, "confirmed"),
+        ("cyd", 2, 1),
+    ]
     gone = client.get(f"/reservations/{head}").json
     assert set(gone) == {*CONFIRMED, "cancelledAt", "eventVersionAtCancel"}
     assert client.delete(f"/reservations/{head}").json == GONE
@@ -480,8 +635,11 @@ def test_a_waiting_one_who_wants_fewer_keeps_the_place(make_app):
     assert statuses(client) == [("first", 8, "confirmed"), ("ann", 4, 1), ("bob", 1, 2)]
     client.delete(f"/reservations/{head}?seats=3")
     assert numbers(client) == (0, 10, 6)
-    assert statuses(client) == [("first", 8, "confirmed"), ("ann", 1, "confirmed"),
-                                ("bob", 1, "confirmed")]
+    assert statuses(client) == [
+        ("first", 8, "confirmed"),
+        ("ann", 1, "confirmed"),
+        ("bob", 1, "confirmed"),
+    ]
 
 
 def test_the_waiting_list_outlives_a_restart(make_app, saved):
@@ -492,8 +650,12 @@ def test_the_waiting_list_outlives_a_restart(make_app, saved):
     assert set(saved()) == {"event", "reservations"}
     client = make_app().test_client()
     client.delete(f"/reservations/{first}")
-    assert statuses(client) == [("first", 10, "cancelled"), ("zoe", 5, "confirmed"),
-                                ("ann", 5, "confirmed"), ("mia", 5, 1)]
+    assert statuses(client) == [
+        ("first", 10, "cancelled"),
+        ("zoe", 5, "confirmed"),
+        ("ann", 5, "confirmed"),
+        ("mia", 5, 1),
+    ]
 
 
 # --- any event ----------------------------------------------------------------------
@@ -502,8 +664,10 @@ def test_the_waiting_list_outlives_a_restart(make_app, saved):
 @pytest.fixture
 def two(client):
     """A client of a service with a second event, 7, of nine seats."""
-    made = client.post("/initialize", json={
-        "eventId": 7, "name": "Seven", "totalTickets": 9, "price": 250})
+    made = client.post(
+        "/initialize",
+        json={"eventId": 7, "name": "Seven", "totalTickets": 9, "price": 250},
+    )
     assert made.status_code == 201
     return client
 
@@ -511,11 +675,23 @@ def two(client):
 def test_an_event_has_a_summary_with_both_sets_of_names(two):
     bought(two, 4, at="/events/7")
     assert two.get("/events/7").json == {
-        "eventId": 7, "name": "Seven", "totalSeats": 9, "availableSeats": 5,
-        "reservationCount": 4, "version": 1, "id": 7, "totalTickets": 9,
-        "availableTickets": 5, "price": 250}
+        "eventId": 7,
+        "name": "Seven",
+        "totalSeats": 9,
+        "availableSeats": 5,
+        "reservationCount": 4,
+        "version": 1,
+        "id": 7,
+        "totalTickets": 9,
+        "availableTickets": 5,
+        "price": 250,
+    }
     assert two.get(f"/events/{SEEDED}").json == two.get("/event").json | {
-        "id": SEEDED, "totalTickets": 500, "availableTickets": 500, "price": 0}
+        "id": SEEDED,
+        "totalTickets": 500,
+        "availableTickets": 500,
+        "price": 0,
+    }
 
 
 def test_each_event_sells_its_own_seats(two, saved):
@@ -525,7 +701,10 @@ def test_each_event_sells_its_own_seats(two, saved):
     assert numbers(two, "/events/7") == (2, 7, 3)
     listed = two.get("/events/7/reservations").json
     assert [(r["reservationId"], r["status"]) for r in listed] == [
-        (keys[0], "confirmed"), (keys[1], "confirmed"), (keys[2], "waitlisted")]
+        (keys[0], "confirmed"),
+        (keys[1], "confirmed"),
+        (keys[2], "waitlisted"),
+    ]
     path = f"/events/7/reservations/{keys[0]}"
     assert two.get(path).json == listed[0]
     assert two.delete(f"{path}?seats=1").status_code == 204
@@ -565,12 +744,20 @@ def test_pages_of_an_event_stay_with_that_event(two):
     assert [r["reservationId"] for r in page.json + two.get(link).json] == keys
 
 
-@pytest.mark.parametrize(("method", "path"), [
-    ("GET", ""), ("GET", "/reservations"), ("POST", "/reservations"),
-    ("GET", "/reservations/x"), ("DELETE", "/reservations/x")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ""),
+        ("GET", "/reservations"),
+        ("POST", "/reservations"),
+        ("GET", "/reservations/x"),
+        ("DELETE", "/reservations/x"),
+    ],
+)
 def test_an_unknown_event_is_404(client, saved, method, path):
-    answer = client.open(f"/events/none{path}", method=method,
-                         json={"partnerId": "a", "seats": 3})
+    answer = client.open(
+        f"/events/none{path}", method=method, json={"partnerId": "a", "seats": 3}
+    )
     assert answer.status_code == 404
     assert answer.json["error"] == "Event not found"
     assert saved() == FRESH
@@ -584,12 +771,25 @@ def adds_up_wrong(file):
     return file | {"event": file["event"] | {"availableSeats": 499}}
 
 
-@pytest.mark.parametrize("damage", [
-    None, "", "{", "[]", "null", "\0" * 100, json.dumps(FRESH)[:-1],
-    json.dumps(adds_up_wrong(FRESH)), json.dumps(adds_up_wrong(seed_000())),
-    json.dumps({"event": FRESH["event"]}), json.dumps(FRESH | {"reservations": []}),
-    json.dumps(FRESH).replace("500", "true"), json.dumps(FRESH).replace("500", "-1"),
-], ids=lambda damage: f"{damage!r:.40}")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "null",
+        "\0" * 100,
+        json.dumps(FRESH)[:-1],
+        json.dumps(adds_up_wrong(FRESH)),
+        json.dumps(adds_up_wrong(seed_000())),
+        json.dumps({"event": FRESH["event"]}),
+        json.dumps(FRESH | {"reservations": []}),
+        json.dumps(FRESH).replace("500", "true"),
+        json.dumps(FRESH).replace("500", "-1"),
+    ],
+    ids=lambda damage: f"{damage!r:.40}",
+)
 def test_health_is_503_until_a_good_file_is_back(client, db, damage):
     answer = client.get("/_health")
     assert (answer.status_code, answer.json) == (200, {"ok": True})

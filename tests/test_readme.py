@@ -17,7 +17,8 @@ from conftest import HERE, PROGRAM
 README = (HERE.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|console)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SECRETS = re.compile(  # what is another one each time
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+)
 
 
 def listening(port: int) -> bool:
@@ -44,8 +45,14 @@ class Terminals:
         python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
         self.shell = subprocess.Popen(
-            ["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder,
-            stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+            ["bash"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
 
     def serve(self, command: str) -> None:
         found = re.search(r"--port (\d+)", command)
@@ -54,8 +61,12 @@ class Terminals:
             for old in list(self.servers):
                 self.end(old)
         self.servers[port] = subprocess.Popen(
-            f"exec {command}", shell=True, cwd=self.folder,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            f"exec {command}",
+            shell=True,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         wait_until(port, up=True)
 
     def end(self, port: int) -> None:
@@ -106,20 +117,27 @@ def test_the_first_two_blocks_are_the_two_commands_that_do_all_the_set_up():
     set_up = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
     assert [block for _, block in BLOCKS[:2]] == [
         f"{set_up}.venv/bin/python ticketboss.py\n",
-        f"{set_up}.venv/bin/python -m pytest tests\n"]
+        f"{set_up}.venv/bin/python -m pytest tests\n",
+    ]
 
 
 def test_the_script_and_requirements_name_the_same_packages():
-    script = re.search(r"^# /// script\n(.*?)^# ///$", PROGRAM.read_text(),
-                       re.MULTILINE | re.DOTALL)[1]
+    script = re.search(
+        r"^# /// script\n(.*?)^# ///$", PROGRAM.read_text(), re.MULTILINE | re.DOTALL
+    )[1]
     wanted = tomllib.loads(re.sub(r"^# ?", "", script, flags=re.MULTILINE))
     ours = (HERE.parent / "requirements.txt").read_text().split("#")[0].split()
     assert sorted(ours) == sorted(wanted["dependencies"])
 
 
 def test_nothing_else_is_visible_at_the_top():
-    tracked = subprocess.run(["git", "ls-files"], cwd=HERE.parent, check=True,
-                             capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=HERE.parent, check=True, capture_output=True, text=True
+    ).stdout.split()
     top = {name.split("/")[0] for name in tracked}
     assert {name for name in top if not name.startswith(".")} == {
-        "ticketboss.py", "tests", "requirements.txt", "README.md"}
+        "ticketboss.py",
+        "tests",
+        "requirements.txt",
+        "README.md",
+    }

@@ -43,8 +43,9 @@ def test_two_servers_sell_exactly_all_seats_and_refuse_only_then(serve, saved):
     file = saved()
     assert file["event"]["availableSeats"] == 0
     assert file["event"]["version"] == 500
-    assert {r["eventVersionAtReservation"]: key for key, r in
-            file["reservations"].items()} == dict(sold)
+    assert {
+        r["eventVersionAtReservation"]: key for key, r in file["reservations"].items()
+    } == dict(sold)
 
 
 def test_no_client_of_two_servers_is_starved(serve, saved):
@@ -139,8 +140,7 @@ class Survivor:
                 return answer, first
 
 
-def test_kill_9_under_load_loses_nothing_and_sells_nothing_twice(
-        serve, tmp_path, pick):
+def test_kill_9_under_load_loses_nothing_and_sells_nothing_twice(serve, tmp_path, pick):
     kills = pick(10, 50, 1000)
     for first in range(0, kills, 10):  # a fresh file now and then: it grows
         folder = tmp_path / str(first)
@@ -158,8 +158,11 @@ def _kill_9(serve, db: Path, kills: int, rng: random.Random) -> None:
         while not over.is_set():
             key = str(uuid.uuid4())
             answer, first = survivor.ask(
-                "POST", "/reservations", {"partnerId": key, "seats": 1 + number % 3},
-                Idempotency_Key=key)
+                "POST",
+                "/reservations",
+                {"partnerId": key, "seats": 1 + number % 3},
+                Idempotency_Key=key,
+            )
             assert answer.status == 201
             sold[answer.body["reservationId"]] = answer.version
             if number % 8 > 1:
@@ -167,7 +170,8 @@ def _kill_9(serve, db: Path, kills: int, rng: random.Random) -> None:
                 answer, first = survivor.ask("DELETE", path)
                 assert answer.status == 204 or (answer.status == 404 and not first)
                 returned[path.removeprefix("/reservations/")] = (
-                    answer.version if answer.status == 204 else None)
+                    answer.version if answer.status == 204 else None
+                )
             elif len(sold) % 3 == 0:
                 survivor.ask("GET", "/event")
         survivor.client.connection.close()
@@ -193,14 +197,18 @@ def _kill_9(serve, db: Path, kills: int, rng: random.Random) -> None:
     event, records = before["event"], before["reservations"]
     assert set(records) == set(sold)  # every 201, and no retry's twin
     assert set(returned) == {
-        key for key, r in records.items() if r["status"] == "cancelled"}
+        key for key, r in records.items() if r["status"] == "cancelled"
+    }
     for key, version in sold.items():
         assert records[key]["eventVersionAtReservation"] == version
     for key, version in returned.items():
         assert version in (None, records[key]["eventVersionAtCancel"])
     versions = Counter(r["eventVersionAtReservation"] for r in records.values())
-    versions.update(r["eventVersionAtCancel"] for r in records.values()
-                    if r["status"] == "cancelled")
+    versions.update(
+        r["eventVersionAtCancel"]
+        for r in records.values()
+        if r["status"] == "cancelled"
+    )
     assert versions == Counter(range(1, event["version"] + 1))
     held = sum(r["seats"] for r in records.values() if r["status"] == "confirmed")
     assert held + event["availableSeats"] == event["totalSeats"]

@@ -58,10 +58,12 @@ def other(store):
 
 def selling(name, seats=1, event_id=None):
     """A decision: these seats, in this name."""
+
     def decide(database: Database) -> Database:
         document = database.document(event_id)
         sold = reserve(document, Reservation(name, "abc-corp", seats, "waitlisted"))
         return database.having(sold)
+
     return decide
 
 
@@ -73,7 +75,8 @@ def sell(store, name, seats=1, event_id=None):
 def opening(event_id):
     """A decision: one more event, of ten seats."""
     return lambda database: database.having(
-        create(None, Event(event_id, "Another", 10, 10, version=0)))
+        create(None, Event(event_id, "Another", 10, 10, version=0))
+    )
 
 
 def told(path):
@@ -165,6 +168,7 @@ def test_an_edit_by_hand_in_the_middle_of_a_commit_is_not_lost(
         sync(descriptor)
         if edits:
             put(db, **edits.pop())
+
     monkeypatch.setattr(os, "fsync", fsync)
     turn = sell(store, "ann")
     assert turn.attempts == 2
@@ -189,6 +193,7 @@ def swapped(store, name):
 @pytest.fixture
 def pauses(monkeypatch):
     """pauses(store): how long it waits before it asks for the lock, which is free."""
+
     def pauses(store):
         slept = []
         with monkeypatch.context() as patch:
@@ -196,6 +201,7 @@ def pauses(monkeypatch):
             with store.hold():
                 pass
         return slept
+
     return pauses
 
 
@@ -207,6 +213,7 @@ def test_who_sells_alone_does_not_pause_for_its_own_readers(store, pauses, monke
         reader = threading.Thread(target=lambda: read.append(store.load()))
         reader.start()  # and finds a file that the store does not know to be its own
         reader.join()
+
     monkeypatch.setattr(os, "replace", replace)
     for number in range(3):
         assert swapped(store, str(number))
@@ -216,7 +223,8 @@ def test_who_sells_alone_does_not_pause_for_its_own_readers(store, pauses, monke
 
 
 def test_who_finds_that_another_sells_pauses_for_longer_than_it_polls(
-        store, other, pauses):
+    store, other, pauses
+):
     assert swapped(store, "ann")
     assert swapped(other, "bob")
     assert swapped(store, "cyd")  # finds bob's
@@ -233,6 +241,7 @@ def test_whoever_loses_the_race_decides_again_and_is_second(store, other):
         if len(seen) == 1:
             sell(other, "faster")
         return selling("slower")(database)
+
     turn = Transactions(store).transact(decide)
     assert (turn.attempts, turn.changed, seen) == (2, True, [0, 1])
     assert told(store.path) == (2, SEATS - 2, {"faster", "slower"})
@@ -250,6 +259,7 @@ def test_who_decides_for_the_second_time_keeps_everybody_else_out(store, other):
         except Contended as error:
             shut_out.append(str(error))
         return selling("slower")(database)
+
     assert Transactions(store).transact(decide).attempts == 2
     assert shut_out == ["", "The lock could not be had in time"]
     assert told(store.path) == (2, SEATS - 2, {"faster 0", "slower"})
@@ -301,6 +311,7 @@ def test_readers_see_whole_files_only_while_others_write(store, other):
         while not done.is_set():
             event = other.load().database.document(None).event
             seen.append((event.version, event.available_seats))
+
     reader = threading.Thread(target=look)
     reader.start()
     for number in range(SEATS):
@@ -359,15 +370,26 @@ def test_a_commit_keeps_the_mode_and_the_owner(mode, store, db):
     sell(store, "ann")
     after = db.stat()
     assert (after.st_mode, after.st_uid, after.st_gid) == (
-        before.st_mode, before.st_uid, before.st_gid)
+        before.st_mode,
+        before.st_uid,
+        before.st_gid,
+    )
     assert after.st_ino != before.st_ino
 
 
 def test_a_file_with_passwords_in_it_is_its_owners_alone(client, db):
     db.chmod(0o644)
-    assert client.post("/api/v1/auth/register", json={
-        "username": "ann", "email": "ann@example.com", "password": "12345678",
-    }).status_code == 201
+    assert (
+        client.post(
+            "/api/v1/auth/register",
+            json={
+                "username": "ann",
+                "email": "ann@example.com",
+                "password": "12345678",
+            },
+        ).status_code
+        == 201
+    )
     assert stat.S_IMODE(db.stat().st_mode) == 0o600
 
 
@@ -408,6 +430,7 @@ def test_a_lock_that_is_lost_while_it_is_held_is_noticed(
         sync(descriptor)
         if again:
             gone(again.pop())
+
     monkeypatch.setattr(os, "fsync", fsync)
     try:  # in the middle of a commit
         names = {"bob"} if sell(store, "bob").attempts == 2 else "noticed too late"
@@ -448,11 +471,25 @@ def test_a_file_cut_at_any_byte_is_refused_and_left_alone(store, db):
     assert told(db) == (2, SEATS - 4, {"ann", "bob"})
 
 
-SOLD = {"event": {"eventId": "node-meetup-2025", "name": "Node.js Meet-up",
-                  "totalSeats": 5, "availableSeats": 2, "version": 1},
-        "reservations": {"a": {"reservationId": "a", "partnerId": "x", "seats": 3,
-                               "status": "confirmed", "ts": "2025-01-01T00:00:00.000Z",
-                               "eventVersionAtReservation": 1}}}
+SOLD = {
+    "event": {
+        "eventId": "node-meetup-2025",
+        "name": "Node.js Meet-up",
+        "totalSeats": 5,
+        "availableSeats": 2,
+        "version": 1,
+    },
+    "reservations": {
+        "a": {
+            "reservationId": "a",
+            "partnerId": "x",
+            "seats": 3,
+            "status": "confirmed",
+            "ts": "2025-01-01T00:00:00.000Z",
+            "eventVersionAtReservation": 1,
+        }
+    },
+}
 
 
 def with_event(**changes):
@@ -468,10 +505,24 @@ def with_record(key="a", **changes):
 
 def with_events(free=1, **ids):
     """The file as it should be, and below it these events, by their keys."""
-    return json.dumps(SOLD | {"events": {key: {
-        "event": {"eventId": event_id, "name": "x", "totalSeats": 1,
-                  "availableSeats": free, "version": 0},
-        "reservations": {}} for key, event_id in ids.items()}})
+    return json.dumps(
+        SOLD
+        | {
+            "events": {
+                key: {
+                    "event": {
+                        "eventId": event_id,
+                        "name": "x",
+                        "totalSeats": 1,
+                        "availableSeats": free,
+                        "version": 0,
+                    },
+                    "reservations": {},
+                }
+                for key, event_id in ids.items()
+            }
+        }
+    )
 
 
 BAD = {
@@ -565,6 +616,7 @@ def in_a_thread(use):
             use()
         except Exception as error:
             raised.append(error)
+
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(10)
@@ -622,9 +674,15 @@ def test_in_a_folder_that_is_read_only_reads_go_on_and_nothing_changes(store, db
 
 def test_a_first_start_writes_the_seeded_event_and_nothing_else(store, db):
     assert json.loads(db.read_text()) == {
-        "event": {"eventId": "node-meetup-2025", "name": "Node.js Meet-up",
-                  "totalSeats": SEATS, "availableSeats": SEATS, "version": 0},
-        "reservations": {}}
+        "event": {
+            "eventId": "node-meetup-2025",
+            "name": "Node.js Meet-up",
+            "totalSeats": SEATS,
+            "availableSeats": SEATS,
+            "version": 0,
+        },
+        "reservations": {},
+    }
     assert len(db.read_text().splitlines()) > 5  # for people to read
     before = db.stat()
     store.start(7)  # there is a file: its seats stand
@@ -640,6 +698,7 @@ def abandoned(db, name, monkeypatch):
         os.link(draft, f"{draft}.kept")
         drafts.append(draft)
         rename(draft, path)
+
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)
         sell(store, name)
@@ -673,6 +732,7 @@ def test_a_start_leaves_the_draft_of_a_writer_that_lives(store, other, db, monke
         except Contended:
             starts.append(os.path.exists(draft))
         rename(draft, path)
+
     monkeypatch.setattr(os, "replace", replace)
     sell(store, "ann")
     assert starts == [True]
@@ -701,6 +761,7 @@ def test_workers_that_start_at_the_same_moment_all_find_the_one_event(db, monkey
         if late and str(path).endswith(".lock"):  # made by the first, locked by none
             late.pop().start(SEATS, anew=False)
         return descriptor
+
     monkeypatch.setattr(os, "open", open_)
     Store(str(db)).start(SEATS, anew=False)
     assert late == []
@@ -717,8 +778,10 @@ class Crowd:
     def __init__(self, store, decisions, patience_s=20):
         self.transactions, self.results = Transactions(store, 0, patience_s), {}
         self.go, self.first = threading.Event(), threading.Event()
-        self.threads = [threading.Thread(target=self.ask, args=item)
-                        for item in enumerate([self.wait, *decisions])]
+        self.threads = [
+            threading.Thread(target=self.ask, args=item)
+            for item in enumerate([self.wait, *decisions])
+        ]
 
     def wait(self, database):
         """The first one's decision, made when all the others stand in the queue."""
@@ -754,9 +817,12 @@ class Crowd:
         """At which line of the program each thread is; None: at none."""
         frames = sys._current_frames()
         places = [frames.get(thread.ident) for thread in threads]
-        return [place.f_lineno if place is not None and (
-            place.f_code.co_filename == ticketboss.__file__) else None
-            for place in places]
+        return [
+            place.f_lineno
+            if place is not None and (place.f_code.co_filename == ticketboss.__file__)
+            else None
+            for place in places
+        ]
 
 
 @pytest.fixture
@@ -769,6 +835,7 @@ def renames(monkeypatch):
         if len(calls) in faults:
             raise OSError(faults[len(calls)], os.strerror(faults[len(calls)]))
         rename(draft, path)
+
     monkeypatch.setattr(os, "replace", replace)
     return calls, faults
 
@@ -782,8 +849,10 @@ def test_all_who_come_during_a_commit_share_the_next_write(store, db, renames):
     versions = [turn.database.document(None).event.version for turn in sold]
     assert sorted(versions) == list(range(2, SEATS + 1))
     records = store.load().database.document(None).reservations.values()
-    assert sorted(r.event_version_at_reservation for r in records) == [1, *sorted(
-        versions)]
+    assert sorted(r.event_version_at_reservation for r in records) == [
+        1,
+        *sorted(versions),
+    ]
     assert told(db)[:2] == (SEATS, 0)
     assert all(turn.changed and turn.attempts == 1 for turn in sold)
     assert all("Not enough" in str(error) for error in full)
@@ -793,12 +862,23 @@ def test_all_who_come_during_a_commit_share_the_next_write(store, db, renames):
 def test_one_decision_that_fails_fails_only_itself(store, db, renames):
     def fail(_):
         raise ZeroDivisionError
-    results = Crowd(store, [selling("a"), fail, selling("huge", SEATS), lambda same: (
-        same), selling("b")]).run()
+
+    results = Crowd(
+        store,
+        [selling("a"), fail, selling("huge", SEATS), lambda same: same, selling("b")],
+    ).run()
     assert [type(result).__name__ for result in results] == [
-        "Turn", "ZeroDivisionError", "NotEnoughSeats", "Turn", "Turn"]
+        "Turn",
+        "ZeroDivisionError",
+        "NotEnoughSeats",
+        "Turn",
+        "Turn",
+    ]
     assert [result.changed for result in results if hasattr(result, "changed")] == [
-        True, False, True]
+        True,
+        False,
+        True,
+    ]
     assert told(db) == (3, SEATS - 3, {"first", "a", "b"})
     assert len(renames[0]) == 2
 
@@ -808,8 +888,15 @@ def test_a_write_that_fails_fails_all_who_share_it_and_changes_nothing(
     code, store, db, renames
 ):
     renames[1][2] = code
-    results = Crowd(store, [selling("a"), selling("huge", SEATS), lambda _: (
-        cancel(_, "never", "")), selling("b")]).run()
+    results = Crowd(
+        store,
+        [
+            selling("a"),
+            selling("huge", SEATS),
+            lambda _: cancel(_, "never", ""),
+            selling("b"),
+        ],
+    ).run()
     assert [type(result) for result in results] == [Unavailable] * 4
     assert told(db) == (1, SEATS - 1, {"first"})
     assert len(renames[0]) == 2
@@ -838,9 +925,14 @@ def test_a_refusal_alone_is_not_written(store, db, renames):
 
 def test_the_next_in_line_leads_when_the_leader_has_gone(store, db, renames):
     transactions, results = Transactions(store, patience_s=20), []
-    threads = [threading.Thread(target=lambda n=n: results.append([
-        transactions.transact(selling(f"{n}-{i}")).attempts for i in range(2)]))
-        for n in range(10)]
+    threads = [
+        threading.Thread(
+            target=lambda n=n: results.append(
+                [transactions.transact(selling(f"{n}-{i}")).attempts for i in range(2)]
+            )
+        )
+        for n in range(10)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -859,6 +951,7 @@ def test_who_thinks_is_overtaken_and_told_how_often_it_decided(store, other):
         if len(decided) < 4:
             sell(other, f"faster {len(decided)}")
         return selling("slow")(database)
+
     assert thinking.transact(decide).attempts == 4
     assert decided == [0, 1, 2, 3]
     assert told(store.path)[0] == 4
@@ -881,7 +974,10 @@ def holder(store, db):
     """Another process that has the lock, and does not let it go."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, f"{db.parent}/.db.json.lock"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -941,8 +1037,11 @@ def test_a_child_of_a_fork_works_with_the_store_it_was_given(store, db):
     for name in "child", "twin":
         assert in_a_fork(lambda n=name: queue.transact(selling(n)).changed) == "True"
         queue.transact(selling(f"after {name}"))
-    assert told(db) == (5, SEATS - 5, {
-        "before", "child", "after child", "twin", "after twin"})
+    assert told(db) == (
+        5,
+        SEATS - 5,
+        {"before", "child", "after child", "twin", "after twin"},
+    )
     assert hidden(db) == [".db.json.lock"]
 
 
@@ -968,9 +1067,12 @@ def test_processes_that_sell_at_once_sell_each_seat_once(store, db):
             except NotEnoughSeats:
                 break
         return done
+
     said = []
-    threads = [threading.Thread(target=lambda n=n: said.append(
-        int(in_another(store.path, n)))) for n in range(2)]
+    threads = [
+        threading.Thread(target=lambda n=n: said.append(int(in_another(store.path, n))))
+        for n in range(2)
+    ]
     for thread in threads:
         thread.start()
     mine = work("mine")
@@ -980,7 +1082,8 @@ def test_processes_that_sell_at_once_sell_each_seat_once(store, db):
     assert told(db)[:2] == (SEATS, 0)
     records = store.load().database.document(None).reservations.values()
     assert sorted(r.event_version_at_reservation for r in records) == list(
-        range(1, SEATS + 1))
+        range(1, SEATS + 1)
+    )
 
 
 SELLER = """
@@ -1002,8 +1105,19 @@ print(sold)
 def in_another(path, name):
     """How many seats a process of its own sold, until there were none."""
     return subprocess.run(
-        [sys.executable, "-c", SELLER, os.path.dirname(ticketboss.__file__), path,
-         str(name)], capture_output=True, text=True, timeout=60, check=True).stdout
+        [
+            sys.executable,
+            "-c",
+            SELLER,
+            os.path.dirname(ticketboss.__file__),
+            path,
+            str(name),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
 
 
 def test_hundreds_of_commits_and_refusals_leave_no_file_open(
@@ -1021,8 +1135,9 @@ def test_hundreds_of_commits_and_refusals_leave_no_file_open(
                 transactions.transact(selling("huge", SEATS + 1))
             with pytest.raises(NotFound):
                 transactions.transact(lambda d: d.having(d.document("x")))
-            transactions.transact(lambda d, n=number: d.having(
-                cancel(d.document(None), f"{n}", "now")))
+            transactions.transact(
+                lambda d, n=number: d.having(cancel(d.document(None), f"{n}", "now"))
+            )
             most = max(most, len(os.listdir("/dev/fd")))
     assert most <= before + 20
     assert told(db)[:2] == (242, SEATS - 2)

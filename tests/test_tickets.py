@@ -42,8 +42,7 @@ def event(total, version=0):
 
 def wish(name, seats=1, user=""):
     """What somebody asks for."""
-    return Reservation(
-        name, name, seats, "waitlisted", ts=AT, origin=Origin(user=user))
+    return Reservation(name, name, seats, "waitlisted", ts=AT, origin=Origin(user=user))
 
 
 def sold(total, *orders):
@@ -56,8 +55,9 @@ def sold(total, *orders):
 
 def names(document, status):
     """Whose reservations have that status, in order of arrival."""
-    return "".join(r.reservation_id for r in document.reservations.values()
-                   if r.status == status)
+    return "".join(
+        r.reservation_id for r in document.reservations.values() if r.status == status
+    )
 
 
 def line(document):
@@ -79,15 +79,27 @@ def test_seats_that_are_free_are_sold(wait):
     after = reserve(before, wish("a", 5), wait)
     assert after == Document(
         Event("gig", "Gig", 5, 0, 8),
-        {"a": replace(
-            wish("a", 5), status="confirmed", event_version_at_reservation=8)})
+        {
+            "a": replace(
+                wish("a", 5), status="confirmed", event_version_at_reservation=8
+            )
+        },
+    )
     assert before == event(5, version=7)
 
 
-@pytest.mark.parametrize(("taken", "wanted", "wait"), [
-    (0, 6, "never"), (4, 2, "never"), (5, 1, "never"),
-    (4, 2, "when sold out"),  # one is free, so it is not sold out
-    (0, 6, "when short"), (5, 6, "when short"), (5, 6, "when sold out")])
+@pytest.mark.parametrize(
+    ("taken", "wanted", "wait"),
+    [
+        (0, 6, "never"),
+        (4, 2, "never"),
+        (5, 1, "never"),
+        (4, 2, "when sold out"),  # one is free, so it is not sold out
+        (0, 6, "when short"),
+        (5, 6, "when short"),
+        (5, 6, "when sold out"),
+    ],
+)
 def test_seats_that_are_not_there_are_refused_and_nothing_changes(taken, wanted, wait):
     before = sold(5, ("a", taken)) if taken else event(5)
     kept = replace(before)
@@ -96,8 +108,9 @@ def test_seats_that_are_not_there_are_refused_and_nothing_changes(taken, wanted,
     assert before == kept
 
 
-@pytest.mark.parametrize(("taken", "wait"), [
-    (4, "when short"), (5, "when short"), (5, "when sold out")])
+@pytest.mark.parametrize(
+    ("taken", "wait"), [(4, "when short"), (5, "when short"), (5, "when sold out")]
+)
 def test_who_may_wait_joins_the_end_as_one_change(taken, wait):
     before = sold(5, ("a", taken))
     after = reserve(before, wish("b", 2), wait)
@@ -105,9 +118,11 @@ def test_who_may_wait_joins_the_end_as_one_change(taken, wait):
     assert numbers(after) == (5 - taken, 3)
     assert after.reservations["a"] == before.reservations["a"]
     assert after.reservations["b"] == replace(
-        wish("b", 2), position=1, event_version_at_reservation=2)
+        wish("b", 2), position=1, event_version_at_reservation=2
+    )
     assert after.reservations["c"] == replace(
-        wish("c", 2), position=2, event_version_at_reservation=3)
+        wish("c", 2), position=2, event_version_at_reservation=3
+    )
 
 
 @pytest.mark.parametrize("wait", ["never", "when short", "when sold out"])
@@ -127,8 +142,10 @@ def test_nobody_is_served_past_the_head_of_the_line(seats, wait):
 def test_the_line_is_by_order_of_arrival_and_not_by_clock_or_place_in_the_file():
     document = sold(1, ("a", 1), ("b", 1), ("c", 1), ("d", 1))
     days = {"a": 4, "b": 5, "c": 9, "d": 1}
-    records = {k: replace(r, ts=f"2025-01-0{days[k]}T00:00:00.000Z")
-               for k, r in document.reservations.items()}
+    records = {
+        k: replace(r, ts=f"2025-01-0{days[k]}T00:00:00.000Z")
+        for k, r in document.reservations.items()
+    }
     turned = Document(document.event, dict(reversed(records.items())))
     assert line(turned) == line(document) == "bcd"
     assert names(cancel(turned, "a", LATER), "confirmed") == "b"
@@ -136,8 +153,9 @@ def test_the_line_is_by_order_of_arrival_and_not_by_clock_or_place_in_the_file()
 
 def test_seats_that_the_head_could_have_are_its_own_before_they_are_sold():
     document = sold(3, ("a", 3), ("b", 2))
-    freed = Document(replace(document.event, available_seats=3), {
-        "b": document.reservations["b"]})  # as a hand in the file may leave it
+    freed = Document(
+        replace(document.event, available_seats=3), {"b": document.reservations["b"]}
+    )  # as a hand in the file may leave it
     after = reserve(freed, wish("c", 1))
     assert names(after, "confirmed") == "bc"
     assert numbers(after) == (0, 3)
@@ -151,17 +169,26 @@ def test_seats_that_the_head_could_have_are_its_own_before_they_are_sold():
 def test_a_cancelled_reservation_stays_and_its_seats_are_free_again():
     before = sold(5, ("a", 3), ("b", 1))
     after = cancel(before, "a", LATER)
-    assert after == Document(Event("gig", "Gig", 5, 4, 3), {
-        "a": replace(before.reservations["a"], status="cancelled", cancelled_at=LATER,
-                     event_version_at_cancel=3),
-        "b": before.reservations["b"]})
+    assert after == Document(
+        Event("gig", "Gig", 5, 4, 3),
+        {
+            "a": replace(
+                before.reservations["a"],
+                status="cancelled",
+                cancelled_at=LATER,
+                event_version_at_cancel=3,
+            ),
+            "b": before.reservations["b"],
+        },
+    )
     assert before == sold(5, ("a", 3), ("b", 1))
 
 
 def test_part_is_given_back_bit_by_bit_and_the_last_of_it_cancels():
     document = cancel(sold(9, ("a", 6)), "a", LATER, 1)
     assert document.reservations["a"] == replace(
-        sold(9, ("a", 6)).reservations["a"], seats=5, seats_returned=1)
+        sold(9, ("a", 6)).reservations["a"], seats=5, seats_returned=1
+    )
     document = cancel(document, "a", LATER, 2)
     record = document.reservations["a"]
     assert (record.status, record.seats, record.seats_returned) == ("confirmed", 3, 3)
@@ -195,18 +222,23 @@ def test_what_is_cancelled_or_never_was_cannot_be_cancelled(name, seats):
 # --- the waiting list -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("orders", "back", "served", "waits", "free"), [
-    # what a gives back -> who is served, who still waits, what is free
-    ([("b", 1)], None, "b", "", 3),
-    ([("b", 4)], None, "b", "", 0),
-    ([("b", 1), ("c", 1), ("d", 1)], None, "bcd", "", 1),
-    ([("b", 2), ("c", 2), ("d", 2)], None, "bc", "d", 0),
-    ([("b", 2), ("c", 3), ("d", 1)], None, "b", "cd", 2),  # d does not pass c
-    ([("b", 1), ("c", 3)], 2, "b", "c", 1),
-    ([("b", 3), ("c", 1)], 2, "", "bc", 2),  # and c does not pass b
-    ([("b", 3), ("c", 1)], 3, "b", "c", 0)])
+@pytest.mark.parametrize(
+    ("orders", "back", "served", "waits", "free"),
+    [
+        # what a gives back -> who is served, who still waits, what is free
+        ([("b", 1)], None, "b", "", 3),
+        ([("b", 4)], None, "b", "", 0),
+        ([("b", 1), ("c", 1), ("d", 1)], None, "bcd", "", 1),
+        ([("b", 2), ("c", 2), ("d", 2)], None, "bc", "d", 0),
+        ([("b", 2), ("c", 3), ("d", 1)], None, "b", "cd", 2),  # d does not pass c
+        ([("b", 1), ("c", 3)], 2, "b", "c", 1),
+        ([("b", 3), ("c", 1)], 2, "", "bc", 2),  # and c does not pass b
+        ([("b", 3), ("c", 1)], 3, "b", "c", 0),
+    ],
+)
 def test_what_is_given_back_goes_down_the_line_as_far_as_it_goes(
-        orders, back, served, waits, free):
+    orders, back, served, waits, free
+):
     before = sold(4, ("a", 4), *orders)
     after = cancel(before, "a", LATER, back)
     assert names(after, "confirmed").replace("a", "") == served
@@ -215,7 +247,8 @@ def test_what_is_given_back_goes_down_the_line_as_far_as_it_goes(
     for name, _ in orders:
         was = before.reservations[name]
         assert after.reservations[name] == replace(
-            was, status="confirmed" if name in served else "waitlisted")
+            was, status="confirmed" if name in served else "waitlisted"
+        )
 
 
 def test_who_leaves_the_line_frees_no_seat_but_may_free_the_way():
@@ -242,15 +275,21 @@ def test_a_head_that_asks_for_less_is_served_at_once_and_so_is_who_fits_after_it
 
 
 def test_promote_leaves_alone_what_cannot_be_bettered():
-    for document in (event(3), sold(3, ("a", 2)), sold(3, ("a", 2), ("b", 2), ("c", 1)),
-                     sold(0)):
+    for document in (
+        event(3),
+        sold(3, ("a", 2)),
+        sold(3, ("a", 2), ("b", 2), ("c", 1)),
+        sold(0),
+    ):
         assert promote(document) is document
 
 
 def test_promote_serves_all_that_fit_and_counts_no_version():
     full = sold(4, ("a", 4), ("b", 1), ("c", 2), ("d", 2), ("e", 1))
-    freed = Document(replace(full.event, available_seats=4),
-                     {k: r for k, r in full.reservations.items() if k != "a"})
+    freed = Document(
+        replace(full.event, available_seats=4),
+        {k: r for k, r in full.reservations.items() if k != "a"},
+    )
     after = promote(freed)
     assert (names(after, "confirmed"), line(after)) == ("bc", "de")
     assert numbers(after) == (1, full.event.version)
@@ -316,9 +355,16 @@ def test_a_removed_event_keeps_only_its_id_and_goes_on_counting():
     assert before == sold(3, ("a", 2), ("b", 2))
 
 
-@pytest.mark.parametrize("document", [
-    event(0), event(5, version=9), sold(5, ("a", 5), ("b", 1), ("c", 5)),
-    cancel(sold(5, ("a", 5), ("b", 1), ("c", 5)), "a", LATER), remove(event(1))])
+@pytest.mark.parametrize(
+    "document",
+    [
+        event(0),
+        event(5, version=9),
+        sold(5, ("a", 5), ("b", 1), ("c", 5)),
+        cancel(sold(5, ("a", 5), ("b", 1), ("c", 5)), "a", LATER),
+        remove(event(1)),
+    ],
+)
 def test_what_the_rules_make_has_no_faults(document):
     assert [*faults(document)] == []
 
@@ -326,22 +372,28 @@ def test_what_the_rules_make_has_no_faults(document):
 GOOD = cancel(sold(5, ("a", 3), ("b", 2), ("c", 1), ("d", 1)), "b", LATER, 1)
 
 
-@pytest.mark.parametrize(("event_fields", "record_fields", "says"), [
-    ({"available_seats": 1}, {}, ["5", "1"]),
-    ({"total_seats": 4}, {}, ["5", "0", "4"]),
-    ({}, {"seats": 4}, ["6", "0", "5"]),
-    ({}, {"status": "cancelled"}, ["2", "0", "5"]),
-    ({}, {"status": "waitlisted"}, ["2", "0", "5"]),
-    ({}, {"reservation_id": "z"}, ["a"]),
-    ({"version": 3}, {}, ["d"]),
-    ({}, {"event_version_at_reservation": 6}, ["a"]),
-    ({}, {"event_version_at_cancel": 7}, ["a"])])
+@pytest.mark.parametrize(
+    ("event_fields", "record_fields", "says"),
+    [
+        ({"available_seats": 1}, {}, ["5", "1"]),
+        ({"total_seats": 4}, {}, ["5", "0", "4"]),
+        ({}, {"seats": 4}, ["6", "0", "5"]),
+        ({}, {"status": "cancelled"}, ["2", "0", "5"]),
+        ({}, {"status": "waitlisted"}, ["2", "0", "5"]),
+        ({}, {"reservation_id": "z"}, ["a"]),
+        ({"version": 3}, {}, ["d"]),
+        ({}, {"event_version_at_reservation": 6}, ["a"]),
+        ({}, {"event_version_at_cancel": 7}, ["a"]),
+    ],
+)
 def test_what_does_not_add_up_is_told_with_its_numbers_or_by_the_reservation(
-        event_fields, record_fields, says):
+    event_fields, record_fields, says
+):
     assert [*faults(GOOD)] == []
     record = replace(GOOD.reservations["a"], **record_fields)
-    wrong = Document(replace(GOOD.event, **event_fields),
-                     GOOD.reservations | {"a": record})
+    wrong = Document(
+        replace(GOOD.event, **event_fields), GOOD.reservations | {"a": record}
+    )
     (fault,) = faults(wrong)
     assert {*says} <= {*re.findall(r"\w+", fault)}
 
@@ -352,11 +404,16 @@ def test_what_does_not_add_up_is_told_with_its_numbers_or_by_the_reservation(
 def steps(document):
     """Each that can be taken next: its name, and the function that takes it."""
     new = f"r{document.event.version}"
-    for wait, sizes in (("never", (1, 2, 3)), ("when short", (1, 2, 3)),
-                        ("when sold out", (2,))):
+    for wait, sizes in (
+        ("never", (1, 2, 3)),
+        ("when short", (1, 2, 3)),
+        ("when sold out", (2,)),
+    ):
         for seats in sizes:
-            yield (f"reserve {seats} {wait}",
-                   lambda d, s=seats, w=wait: reserve(d, wish(new, s), w))
+            yield (
+                f"reserve {seats} {wait}",
+                lambda d, s=seats, w=wait: reserve(d, wish(new, s), w),
+            )
     for name in document.reservations:
         yield f"cancel {name}", lambda d, n=name: cancel(d, n, LATER)
         yield f"give back 1 of {name}", lambda d, n=name: cancel(d, n, LATER, 1)
@@ -373,21 +430,33 @@ def check(before, after):
     assert [r.position > 0 for r in now] == [True] * len(now)
 
     # Who waits still waits in the same order; whoever was served was at the head.
-    stayed = [r.reservation_id for r in was
-              if after.reservations[r.reservation_id].status == "waitlisted"]
-    assert [r.reservation_id for r in now][:len(stayed)] == stayed
-    served = [r.reservation_id for r in was
-              if after.reservations[r.reservation_id].status == "confirmed"]
-    left = [r.reservation_id for r in was
-            if after.reservations[r.reservation_id].status != "cancelled"]
-    assert left[:len(served)] == served
+    stayed = [
+        r.reservation_id
+        for r in was
+        if after.reservations[r.reservation_id].status == "waitlisted"
+    ]
+    assert [r.reservation_id for r in now][: len(stayed)] == stayed
+    served = [
+        r.reservation_id
+        for r in was
+        if after.reservations[r.reservation_id].status == "confirmed"
+    ]
+    left = [
+        r.reservation_id
+        for r in was
+        if after.reservations[r.reservation_id].status != "cancelled"
+    ]
+    assert left[: len(served)] == served
 
     # A newcomer is served only where nobody waited, and nothing is ever dropped.
     new = [r for k, r in after.reservations.items() if k not in before.reservations]
     assert not (was and new and new[0].status == "confirmed")
-    assert [*before.reservations] == [*after.reservations][:len(before.reservations)]
-    touched = [k for k, r in before.reservations.items()
-               if after.reservations[k] != r and k not in served]
+    assert [*before.reservations] == [*after.reservations][: len(before.reservations)]
+    touched = [
+        k
+        for k, r in before.reservations.items()
+        if after.reservations[k] != r and k not in served
+    ]
     assert len(touched) + len(new) <= 1
 
 
@@ -413,6 +482,7 @@ def test_the_laws_hold_in_every_order_of_a_few_steps(pick):
                 raise AssertionError(f"after {[*path, name]}: {error}") from error
             if more > 1:
                 walk(after, [*path, name], more - 1)
+
     walk(event(3), [], pick(5, 6, 7))
     assert walked > 10_000
     assert promoted > 1_000

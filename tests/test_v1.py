@@ -23,8 +23,11 @@ from test_accounts import (  # noqa: F401 -- fixtures are used by their names
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 SEEDED = "node-meetup-2025"
-DIVINE = {"firstName": "Divine", "lastName": "Alphonsus",
-          "email": "divinealph@example.com"}
+DIVINE = {
+    "firstName": "Divine",
+    "lastName": "Alphonsus",
+    "email": "divinealph@example.com",
+}
 SOLD_OUT = "Tickets are sold out; you are on the waitlist."
 TOO_FEW = "Not enough tickets available to fulfill your request."
 
@@ -55,11 +58,16 @@ def v1(visit):
 @pytest.fixture
 def concert(v1, root):
     """concert(tickets): the id of a new event."""
+
     def concert(tickets):
-        answer = v1.post("/api/v1/event", headers=root, json={
-            "name": "Concert", "date": "2024-12-01", "totalTickets": tickets})
+        answer = v1.post(
+            "/api/v1/event",
+            headers=root,
+            json={"name": "Concert", "date": "2024-12-01", "totalTickets": tickets},
+        )
         assert answer.status_code == 201
         return answer.json["data"]["id"]
+
     return concert
 
 
@@ -83,8 +91,9 @@ def status(client, event_id):
 
 def cancel(client, number, body=None, headers=None):
     """The status of a cancel."""
-    return client.delete(f"/api/v1/booking/{number}", json=body,
-                         headers=headers).status_code
+    return client.delete(
+        f"/api/v1/booking/{number}", json=body, headers=headers
+    ).status_code
 
 
 def test_the_walk_through_works_as_written_from_an_empty_database(serve, db):
@@ -95,81 +104,154 @@ def test_the_walk_through_works_as_written_from_an_empty_database(serve, db):
         said.append(f"{told} {head}")
         return told_status, told
 
-    assert ask("POST", "/auth/register", b"""{
+    assert ask(
+        "POST",
+        "/auth/register",
+        b"""{
         "username": "divinealph",
         "email": "divinealph@example.com",
         "password": "securePassword123"
-    }""") == (201, {
-        "message": "User registered successfully.",
-        "data": {"id": 1, "username": "divinealph", "email": "divinealph@example.com"},
-        "error": False})
-    code, told = ask("POST", "/auth/login", b"""{
+    }""",
+    ) == (
+        201,
+        {
+            "message": "User registered successfully.",
+            "data": {
+                "id": 1,
+                "username": "divinealph",
+                "email": "divinealph@example.com",
+            },
+            "error": False,
+        },
+    )
+    code, told = ask(
+        "POST",
+        "/auth/login",
+        b"""{
         "email": "divinealph@example.com",
         "password": "securePassword123"
-    }""")
+    }""",
+    )
     token = told["data"]["token"]
-    assert (code, told) == (200, {
-        "message": "Login successful.", "data": {"token": token}, "error": False})
+    assert (code, told) == (
+        200,
+        {"message": "Login successful.", "data": {"token": token}, "error": False},
+    )
     me = {"Authorization": f"Bearer {token}"}
-    assert ask("GET", "/auth/me", **me) == (200, {
-        "message": "User retrieved successfully.",
-        "data": {"id": 1, "username": "divinealph", "email": "divinealph@example.com"},
-        "error": False})
+    assert ask("GET", "/auth/me", **me) == (
+        200,
+        {
+            "message": "User retrieved successfully.",
+            "data": {
+                "id": 1,
+                "username": "divinealph",
+                "email": "divinealph@example.com",
+            },
+            "error": False,
+        },
+    )
 
     made = []
     for number in 1, 2, 3:
-        code, told = ask("POST", "/event", b"""{
+        code, told = ask(
+            "POST",
+            "/event",
+            b"""{
             "name": "Concert",
             "date": "2024-12-01",
             "totalTickets": 100,
             "availableTickets": 100
-        }""", **me)
+        }""",
+            **me,
+        )
         at = told["data"]["createdAt"]
-        made.append({
-            "id": number, "name": "Concert", "date": "2024-12-01T00:00:00.000Z",
-            "totalTickets": 100, "availableTickets": 100, "createdBy": 1,
-            "createdAt": at, "updatedAt": at})
+        made.append(
+            {
+                "id": number,
+                "name": "Concert",
+                "date": "2024-12-01T00:00:00.000Z",
+                "totalTickets": 100,
+                "availableTickets": 100,
+                "createdBy": 1,
+                "createdAt": at,
+                "updatedAt": at,
+            }
+        )
         assert TIME.fullmatch(at)
-        assert (code, told) == (201, {
-            "message": "Event created successfully.", "data": made[-1], "error": False})
+        assert (code, told) == (
+            201,
+            {
+                "message": "Event created successfully.",
+                "data": made[-1],
+                "error": False,
+            },
+        )
     code, told = ask("GET", "/event", **me)
     assert (code, told["message"], told["error"]) == (
-        200, "Events retrieved successfully.", False)
+        200,
+        "Events retrieved successfully.",
+        False,
+    )
     assert told["data"][:3] == made
     assert {e["id"] for e in told["data"][3:]} <= {SEEDED}
 
-    code, told = ask("POST", "/booking", b"""{
+    code, told = ask(
+        "POST",
+        "/booking",
+        b"""{
         "eventId": "3",
         "firstName": "Divine",
         "lastName": "Alphonsus",
         "email": "divinealph@example.com",
         "ticketsReserved": "10"
-    }""")
+    }""",
+    )
     number, at = told["data"]["id"], told["data"]["createdAt"]
     assert TIME.fullmatch(at)
-    assert (code, told) == (201, {
-        "message": "Booking created successfully.",
-        "data": {"id": number, "eventId": "3", "userId": None, "firstName": "Divine",
-                 "lastName": "Alphonsus", "email": "divinealph@example.com",
-                 "ticketsReserved": "10", "bookingStatus": "completed",
-                 "updatedAt": at, "createdAt": at},
-        "error": False})
+    assert (code, told) == (
+        201,
+        {
+            "message": "Booking created successfully.",
+            "data": {
+                "id": number,
+                "eventId": "3",
+                "userId": None,
+                "firstName": "Divine",
+                "lastName": "Alphonsus",
+                "email": "divinealph@example.com",
+                "ticketsReserved": "10",
+                "bookingStatus": "completed",
+                "updatedAt": at,
+                "createdAt": at,
+            },
+            "error": False,
+        },
+    )
 
     def left(tickets):
-        assert ask("GET", "/booking/status/3") == (200, {
-            "message": "Event status retrieved successfully.", "error": False,
-            "data": {"availableTickets": tickets, "waitlistedCount": 0}})
+        assert ask("GET", "/booking/status/3") == (
+            200,
+            {
+                "message": "Event status retrieved successfully.",
+                "error": False,
+                "data": {"availableTickets": tickets, "waitlistedCount": 0},
+            },
+        )
 
     left(90)
     done = (200, {"message": "Booking cancelled successfully.", "error": False})
-    assert ask("DELETE", f"/booking/{number}",
-               {"bookingId": number, "ticketsToCancel": 4}) == done
+    assert (
+        ask("DELETE", f"/booking/{number}", {"bookingId": number, "ticketsToCancel": 4})
+        == done
+    )
     left(94)
     assert ask("DELETE", f"/booking/{number}", {"bookingId": number}) == done
     left(100)
     assert ask("DELETE", f"/booking/{number}")[0] == 404
-    assert ask("DELETE", "/event/3", **me) == (200, {
-        "message": "Event deleted successfully.", "error": False})
+    assert ask("DELETE", "/event/3", **me) == (
+        200,
+        {"message": "Event deleted successfully.", "error": False},
+    )
     assert [e["id"] for e in ask("GET", "/event", **me)[1]["data"][:2]] == [1, 2]
     assert ask("GET", "/booking/status/3")[0] == 404
     said.append(f"{server.stop()}")
@@ -184,46 +266,97 @@ def test_the_walk_through_works_as_written_from_an_empty_database(serve, db):
 def test_a_login_here_is_by_e_mail_in_any_case(v1):
     me = {"email": "Ann@EXAMPLE.com", "password": "correct horse battery"}
     told = v1.post("/api/v1/auth/login", json=me).json
-    assert told == {"message": "Login successful.", "error": False,
-                    "data": {"token": told["data"]["token"]}}
+    assert told == {
+        "message": "Login successful.",
+        "error": False,
+        "data": {"token": told["data"]["token"]},
+    }
     headers = {"Authorization": f"Bearer {told['data']['token']}"}
     assert v1.get("/api/v1/auth/me", headers=headers).json["data"] == {
-        "id": 2, "username": "ann", "email": "ann@example.com"}
+        "id": 2,
+        "username": "ann",
+        "email": "ann@example.com",
+    }
 
 
-@pytest.mark.parametrize(("date", "told"), [
-    ("2024-12-01", "2024-12-01T00:00:00.000Z"),
-    ("2024-12-01T20:00:00+02:00", "2024-12-01T18:00:00.000Z"),
-    ("2024-12-01T18:00:00.000Z", "2024-12-01T18:00:00.000Z")])
+@pytest.mark.parametrize(
+    ("date", "told"),
+    [
+        ("2024-12-01", "2024-12-01T00:00:00.000Z"),
+        ("2024-12-01T20:00:00+02:00", "2024-12-01T18:00:00.000Z"),
+        ("2024-12-01T18:00:00.000Z", "2024-12-01T18:00:00.000Z"),
+    ],
+)
 def test_a_date_is_told_in_utc(v1, root, date, told):
     event = {"name": "Concert", "date": date, "totalTickets": 1}
     answer = v1.post("/api/v1/event", json=event, headers=root)
     assert (answer.status_code, answer.json["data"]["date"]) == (201, told)
 
 
-@pytest.mark.parametrize("change", [
-    {"availableTickets": 99}, {"availableTickets": 0}, {"availableTickets": "some"},
-    {"totalTickets": 0}, {"totalTickets": -1}, {"totalTickets": 1_000_001},
-    {"totalTickets": None}, {"totalTickets": 1.5}, {"totalTickets": True},
-    {"date": None}, {"date": "soon"}, {"date": "2024-13-01"}, {"date": 20241201},
-    {"date": "0001-01-01T00:00:00+14:00"}, {"name": None}, {"name": " "}, {"name": 7}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"availableTickets": 99},
+        {"availableTickets": 0},
+        {"availableTickets": "some"},
+        {"totalTickets": 0},
+        {"totalTickets": -1},
+        {"totalTickets": 1_000_001},
+        {"totalTickets": None},
+        {"totalTickets": 1.5},
+        {"totalTickets": True},
+        {"date": None},
+        {"date": "soon"},
+        {"date": "2024-13-01"},
+        {"date": 20241201},
+        {"date": "0001-01-01T00:00:00+14:00"},
+        {"name": None},
+        {"name": " "},
+        {"name": 7},
+    ],
+)
 def test_an_event_that_does_not_fit_is_not_made(v1, saved, root, change):
     before = saved()
-    good = {"name": "Concert", "date": "2024-12-01", "totalTickets": 100,
-            "availableTickets": 100}
+    good = {
+        "name": "Concert",
+        "date": "2024-12-01",
+        "totalTickets": 100,
+        "availableTickets": 100,
+    }
     answer = v1.post("/api/v1/event", json=good | change, headers=root)
     assert (answer.status_code, saved()) == (400, before)
 
 
 def test_what_a_body_says_of_id_maker_and_version_is_ignored(v1, root, saved):
-    event = v1.post("/api/v1/event", headers=root, json={
-        "name": "Concert", "date": "2024-12-01", "totalTickets": 5, "id": 77,
-        "eventId": 77, "createdBy": 3, "version": 9, "createdAt": "x",
-        "updatedAt": "x", "price": 5, "deleted": True}).json["data"]
+    event = v1.post(
+        "/api/v1/event",
+        headers=root,
+        json={
+            "name": "Concert",
+            "date": "2024-12-01",
+            "totalTickets": 5,
+            "id": 77,
+            "eventId": 77,
+            "createdBy": 3,
+            "version": 9,
+            "createdAt": "x",
+            "updatedAt": "x",
+            "price": 5,
+            "deleted": True,
+        },
+    ).json["data"]
     assert (event["id"], event["createdBy"]) == (1, 1)
     assert TIME.fullmatch(event["createdAt"])
-    sale = book(v1, 1, id=5, userId=1, bookingStatus="waitlisted", createdAt="x",
-                version=9, status="cancelled").json["data"]
+    sale = book(
+        v1,
+        1,
+        id=5,
+        userId=1,
+        bookingStatus="waitlisted",
+        createdAt="x",
+        version=9,
+        status="cancelled",
+    ).json["data"]
     assert sale["id"] != 5
     assert (sale["userId"], sale["bookingStatus"]) == (None, "completed")
     assert saved()["events"]["1"]["event"]["version"] == 1
@@ -242,7 +375,9 @@ def test_only_an_admin_makes_and_deletes_events(v1, concert, saved, ann, root):
     assert saved() == before
     answer = v1.delete(path, headers=root)
     assert (answer.status_code, answer.json) == (
-        200, {"message": "Event deleted successfully.", "error": False})
+        200,
+        {"message": "Event deleted successfully.", "error": False},
+    )
     assert v1.delete(path, headers=root).status_code == 404
     assert book(v1, event_id).status_code == 404
     assert concert(5) == event_id + 1  # a deleted event's id is not used again
@@ -259,12 +394,14 @@ def test_the_seeded_event_is_sold_here_too_but_not_deleted(v1, saved, root):
     assert v1.get("/event").json["availableSeats"] == 500
 
 
-def test_a_list_of_events_tells_what_is_left_and_when_it_changed(
-        v1, concert, ann):
+def test_a_list_of_events_tells_what_is_left_and_when_it_changed(v1, concert, ann):
     event_id = concert(5)
     at = book(v1, event_id, 2).json["data"]["createdAt"]
-    (told,) = [e for e in v1.get("/api/v1/event", headers=ann).json["data"]
-               if e["id"] == event_id]
+    (told,) = [
+        e
+        for e in v1.get("/api/v1/event", headers=ann).json["data"]
+        if e["id"] == event_id
+    ]
     assert (told["totalTickets"], told["availableTickets"]) == (5, 3)
     assert told["createdAt"] <= told["updatedAt"]
     assert told["updatedAt"] == at
@@ -283,19 +420,51 @@ def test_numbers_are_told_in_the_type_they_came_in(v1, concert, event_id, ticket
     assert status(v1, 1) == (3, 0)
 
 
-@pytest.mark.parametrize("change", [
-    *({"ticketsReserved": bad} for bad in (
-        0, "0", -1, "-1", 1.5, "1.5", "1e1", " 1", "ten", "", None, True, [1], {},
-        10**20, "9" * 400, "\u0662")),
-    {"eventId": None}, {"eventId": ""}, {"eventId": [1]}, {"eventId": True},
-    {"firstName": None}, {"firstName": " "}, {"firstName": "a" * 201},
-    {"lastName": 7}, {"lastName": "a\nb"}, {"email": None}, {"email": "divine"},
-    {"email": "a b@example.com"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {"ticketsReserved": bad}
+            for bad in (
+                0,
+                "0",
+                -1,
+                "-1",
+                1.5,
+                "1.5",
+                "1e1",
+                " 1",
+                "ten",
+                "",
+                None,
+                True,
+                [1],
+                {},
+                10**20,
+                "9" * 400,
+                "\u0662",
+            )
+        ),
+        {"eventId": None},
+        {"eventId": ""},
+        {"eventId": [1]},
+        {"eventId": True},
+        {"firstName": None},
+        {"firstName": " "},
+        {"firstName": "a" * 201},
+        {"lastName": 7},
+        {"lastName": "a\nb"},
+        {"email": None},
+        {"email": "divine"},
+        {"email": "a b@example.com"},
+    ],
+)
 def test_a_booking_that_does_not_fit_is_refused(v1, concert, saved, change):
     concert(5)
     before = saved()
-    answer = v1.post("/api/v1/booking", json=DIVINE | {
-        "eventId": 1, "ticketsReserved": 1} | change)
+    answer = v1.post(
+        "/api/v1/booking", json=DIVINE | {"eventId": 1, "ticketsReserved": 1} | change
+    )
     assert (answer.status_code, saved()) == (400, before)
 
 
@@ -304,9 +473,15 @@ def test_a_booking_that_is_no_json_object_is_refused(v1, body):
     assert v1.post("/api/v1/booking", data=body).status_code == 400
 
 
-@pytest.mark.parametrize(("method", "path", "code"), [
-    ("POST", "/api/v1/nowhere", 404), ("GET", "/api/v1/booking", 405),
-    ("GET", "/api/v1/booking/status/99", 404), ("PUT", "/api/v1/event", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("POST", "/api/v1/nowhere", 404),
+        ("GET", "/api/v1/booking", 405),
+        ("GET", "/api/v1/booking/status/99", 404),
+        ("PUT", "/api/v1/event", 405),
+    ],
+)
 def test_what_is_not_there_is_said_in_the_same_envelope(v1, method, path, code):
     answer = v1.open(path, method=method)
     assert answer.status_code == code
@@ -316,7 +491,9 @@ def test_what_is_not_there_is_said_in_the_same_envelope(v1, method, path, code):
 def test_an_unknown_event_is_not_found(v1):
     answer = book(v1, 99)
     assert (answer.status_code, answer.json) == (
-        404, {"message": "Event not found", "error": True})
+        404,
+        {"message": "Event not found", "error": True},
+    )
 
 
 def test_too_few_tickets_are_sold_to_nobody_in_part(v1, concert, saved):
@@ -324,7 +501,9 @@ def test_too_few_tickets_are_sold_to_nobody_in_part(v1, concert, saved):
     booked(v1, event_id, 3)
     before, answer = saved(), book(v1, event_id, "3")
     assert (answer.status_code, answer.json) == (
-        409, {"message": TOO_FEW, "error": True})
+        409,
+        {"message": TOO_FEW, "error": True},
+    )
     assert saved() == before
     assert booked(v1, event_id, 2)[1] == "completed"
     assert status(v1, event_id) == (0, 0)
@@ -364,7 +543,8 @@ def test_one_freed_ticket_promotes_no_more_than_the_head(v1, concert, saved):
 
 
 def test_a_booking_that_could_never_be_promoted_does_not_join_the_list(
-        v1, concert, saved):
+    v1, concert, saved
+):
     event_id = concert(2)
     booked(v1, event_id, 2)
     before, answer = saved(), book(v1, event_id, 3)
@@ -385,7 +565,9 @@ def test_of_sixty_bookings_at_once_exactly_ten_are_sold(v1, concert, total, each
     with ThreadPoolExecutor(60) as pool:
         told = [*pool.map(ask, range(60))]
     assert sorted(answer[:2] for answer in told) == [
-        *[(200, SOLD_OUT)] * 50, *[(201, "Booking created successfully.")] * 10]
+        *[(200, SOLD_OUT)] * 50,
+        *[(201, "Booking created successfully.")] * 10,
+    ]
     assert len({number for *_, number in told}) == 60
     assert status(v1, event_id) == (0, 50)
 
@@ -432,12 +614,24 @@ def test_all_dialects_sell_from_one_stock_and_wait_in_one_list(v1, concert):
 # --- Cancelling -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("body", [
-    {"ticketsToCancel": 0}, {"ticketsToCancel": 4}, {"ticketsToCancel": -1},
-    {"ticketsToCancel": "0"}, {"ticketsToCancel": "all"}, {"ticketsToCancel": 1.5},
-    {"ticketsToCancel": True}, {"ticketsToCancel": [1]}, {"bookingId": 12},
-    {"bookingId": "12", "ticketsToCancel": 1}, {"bookingId": 0}, {"bookingId": ""},
-    {"bookingId": False}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"ticketsToCancel": 0},
+        {"ticketsToCancel": 4},
+        {"ticketsToCancel": -1},
+        {"ticketsToCancel": "0"},
+        {"ticketsToCancel": "all"},
+        {"ticketsToCancel": 1.5},
+        {"ticketsToCancel": True},
+        {"ticketsToCancel": [1]},
+        {"bookingId": 12},
+        {"bookingId": "12", "ticketsToCancel": 1},
+        {"bookingId": 0},
+        {"bookingId": ""},
+        {"bookingId": False},
+    ],
+)
 def test_a_cancel_that_does_not_fit_frees_nothing(v1, concert, saved, body):
     number, _ = booked(v1, concert(10), 5)
     assert cancel(v1, number, {"ticketsToCancel": 2}) == 200
@@ -459,9 +653,23 @@ def test_a_booking_is_cancelled_in_parts_until_none_is_left(v1, concert, spelled
     assert status(v1, event_id) == (10, 0)
 
 
-@pytest.mark.parametrize("number", [
-    "12", "0", "-1", "x", "1.5", "%0a", "9" * 16, "9" * 30, "0x10", "\u0662", "?",
-    "00000000-0000-4000-8000-000000000000"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        "12",
+        "0",
+        "-1",
+        "x",
+        "1.5",
+        "%0a",
+        "9" * 16,
+        "9" * 30,
+        "0x10",
+        "\u0662",
+        "?",
+        "00000000-0000-4000-8000-000000000000",
+    ],
+)
 def test_a_number_that_no_booking_has_is_not_found(v1, concert, saved, number):
     booked(v1, concert(10), 5)
     before = saved()
@@ -471,7 +679,8 @@ def test_a_number_that_no_booking_has_is_not_found(v1, concert, saved, number):
 
 @pytest.mark.parametrize("who", ["ann", "root"])
 def test_a_booking_made_with_a_token_is_its_users_and_the_admins(
-        v1, concert, saved, people, who):
+    v1, concert, saved, people, who
+):
     event_id, headers = concert(10), people[1]
     told = book(v1, event_id, 5, headers["ann"]).json["data"]
     before = saved()
@@ -493,7 +702,8 @@ def test_an_open_booking_is_cancelled_by_whoever_knows_its_number(v1, concert, b
 
 
 def test_where_login_is_required_a_booking_takes_and_keeps_its_user(
-        visit, root, ann, bob):
+    visit, root, ann, bob
+):
     client = visit(require_login=True)
     client.application.test_client_class = Enveloped
     client = client.application.test_client()
