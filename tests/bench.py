@@ -119,7 +119,7 @@ def commit_each(path: str) -> float:
     import ticketboss as t  # noqa: PLC0415 -- here alone; the rest sees it from outside
 
     store = t.Store(path)
-    store.start(SEATS)
+    store.open(SEATS)
     began = time.perf_counter()
     for _ in range(SEATS):
         seen, new = store.load(), str(uuid.uuid4())
@@ -127,7 +127,7 @@ def commit_each(path: str) -> float:
             seen.database.document(None),
             t.Reservation(new, "abc-corp", 1, "waitlisted", ts=AT),
         )
-        assert store.swap(seen, seen.database.having(document))
+        assert store.swap(seen, seen.database.with_document(document))
     return SEATS / (time.perf_counter() - began)
 
 

@@ -79,7 +79,7 @@ def make_app(db: Path) -> Callable[..., Any]:
     """make_app(**settings): an app on this test's database; again: another on it."""
 
     def make_app(**settings: Any) -> Any:
-        told = {"db": str(db), "quiet": True, "by_hand": True} | settings
+        told = {"db": str(db), "quiet": True, "standalone": True} | settings
         return ticketboss.create_app(ticketboss.Settings(**told))
 
     return make_app

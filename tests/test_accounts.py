@@ -25,7 +25,10 @@ from flask.testing import FlaskClient
 from werkzeug.security import generate_password_hash
 
 import ticketboss
-from ticketboss import Settings, create_app
+from ticketboss import (
+    Settings,
+    create_app,
+)
 
 PASSWORD = "correct horse battery"
 KEY = "a key of more than thirty-two bytes, for the tests"
@@ -95,7 +98,7 @@ def people(tmp_path_factory):
     """db.json with an admin and two users in it; and the headers that each sends."""
     db = tmp_path_factory.mktemp("people") / "db.json"
     client = discreet(
-        create_app(Settings(db=str(db), quiet=True, by_hand=True, loopback=True)), db
+        create_app(Settings(db=str(db), quiet=True, standalone=True, loopback=True)), db
     )
     for name in NAMES:
         assert signed_up(client, name).status_code == 201
@@ -618,7 +621,7 @@ def test_without_jwt_secret_all_workers_share_one_key_in_a_file_of_ones_own(
 # --- The first account ----------------------------------------------------------------
 
 
-BY_HAND = {"by_hand": True, "loopback": True}
+BY_HAND = {"standalone": True, "loopback": True}
 
 
 @pytest.mark.parametrize(
@@ -638,7 +641,7 @@ BY_HAND = {"by_hand": True, "loopback": True}
         ),
         (BY_HAND, {}, "192.0.2.1", "user"),
         (BY_HAND | {"loopback": False}, {}, "127.0.0.1", "user"),
-        ({"by_hand": False}, {}, "127.0.0.1", "user"),
+        ({"standalone": False}, {}, "127.0.0.1", "user"),
     ],
 )
 def test_the_first_account_is_an_admin_only_by_hand_and_from_this_machine(
@@ -882,7 +885,7 @@ def test_no_request_has_the_rights_of_another_that_it_shares_a_write_with(
         return own.post("/reservations", json=sale, headers=headers["root"]).status_code
 
     with ThreadPoolExecutor(16) as pool:
-        with ticketboss.Store(str(db)).hold():  # so that they all wait for one turn
+        with ticketboss.Store(str(db)).lock():  # so that they all wait for one turn
             told = []
             for who in "root", "bob":  # an admin is first in line, and decides for all
                 told += [pool.submit(ask, who) for _ in range(8)]
@@ -1136,7 +1139,7 @@ def test_who_has_the_address_is_made_admin_and_not_who_is_called_so():
         accounts=ticketboss.Accounts(2, KEY, {"1": called, "2": owner}),
     )
     wish = ticketboss.Account(0, "x", "Boss@Example.com", "y", "admin")
-    members = ticketboss.enrolled(there, wish, "z").accounts.members
+    members = ticketboss.register_account(there, wish, "z").accounts.members
     assert members == {"1": called, "2": ticketboss.replace(owner, role="admin")}
 
 

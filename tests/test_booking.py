@@ -16,7 +16,13 @@ from urllib.parse import quote
 
 import pytest
 
-from ticketboss import Document, Event, Reservation, Store, Transactions, reserve
+from ticketboss import (
+    Document,
+    Event,
+    Reservation,
+    Store,
+    Transactions,
+)
 
 SEEDED = "node-meetup-2025"
 
@@ -1058,7 +1064,7 @@ def sale(event_id, reservation_id):
 
     def decide(database):
         wish = Reservation(reservation_id, "p", 1, "waitlisted")
-        return database.having(reserve(database.document(event_id), wish))
+        return database.with_document(database.document(event_id).reserve(wish))
 
     return decide
 
@@ -1068,10 +1074,10 @@ def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
     db, changed, attempts
 ):
     here, there = Store(str(db)), Store(str(db))  # as two processes have them
-    here.start(5)
+    here.open(5)
     for name in ("quiet", "busy"):
         Transactions(here).transact(
-            lambda database, name=name: database.having(
+            lambda database, name=name: database.with_document(
                 Document(Event(name, name, 5, 5, 0), {})
             )
         )

@@ -446,7 +446,7 @@ def test_an_end_finishes_the_request_under_way(serve, under_way, saved, pick, ho
 
 def test_an_end_finishes_those_who_wait_for_the_lock(serve, under_way, db, saved):
     server = serve()
-    with ticketboss.Store(str(db)).hold():
+    with ticketboss.Store(str(db)).lock():
         clients = under_way(server, 4)
         server.process.send_signal(signal.SIGTERM)
     answers = [client.receive() for client in clients]

@@ -32,7 +32,13 @@ from functools import partial
 import pytest
 
 import ticketboss
-from ticketboss import InDoubt, Reservation, Store, Transactions, Unavailable, reserve
+from ticketboss import (
+    InDoubt,
+    Reservation,
+    Store,
+    Transactions,
+    Unavailable,
+)
 
 # Forked while only this thread runs; a leftover of another test's may be idle.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -69,7 +75,7 @@ def sell(store, name):
 
     def decide(database):
         wish = Reservation(name, "abc-corp", 1, "waitlisted")
-        return database.having(reserve(database.document(None), wish))
+        return database.with_document(database.document(None).reserve(wish))
 
     return Transactions(store).transact(decide)
 
@@ -93,13 +99,13 @@ def leftovers(path):
 
 def nothing(path):
     """No file at all: what a first start finds."""
-    return lambda: Store(path).start(SEATS)
+    return lambda: Store(path).open(SEATS)
 
 
 def seeded(path):
     """A file that somebody else has just changed: a commit reads it again."""
     store, other = Store(path), Store(path)
-    store.start(SEATS)
+    store.open(SEATS)
     store.load()
     sell(other, "theirs")
     return lambda: sell(store, "mine")
@@ -109,10 +115,10 @@ def littered(path):
     """A file, two drafts of killed writers, and one of another database."""
     seeded(path)()
     other = f"{os.path.dirname(path)}/other.json"
-    Store(other).start(SEATS)
+    Store(other).open(SEATS)
     drafts = [abandoned(path, "one"), abandoned(path, "two"), abandoned(other, "three")]
     assert all(map(os.path.exists, drafts))
-    return lambda: Store(path).start(SEATS)
+    return lambda: Store(path).open(SEATS)
 
 
 def abandoned(path, name):
@@ -144,7 +150,7 @@ def check_after_a_crash(what, path, before, *, acknowledged):
     else:
         assert not (acknowledged and what in {"seeding", "a commit"}), "a lost change"
     store = Store(path)
-    store.start(SEATS)
+    store.open(SEATS)
     assert read(path) == (now or seed_bytes(path)), "a start changed the file"
     assert leftovers(path) == ([], what == "a start")
     sell(store, "next")
@@ -163,7 +169,7 @@ def seed_bytes(path):
     beside = f"{os.path.dirname(path)}.seed"
     if not os.path.exists(beside):
         os.mkdir(beside)
-        Store(f"{beside}/db.json").start(SEATS)
+        Store(f"{beside}/db.json").open(SEATS)
     return read(f"{beside}/db.json")
 
 
@@ -456,10 +462,10 @@ def test_a_call_that_fails_changes_nothing_or_leaves_only_durability_in_doubt(
             else:
                 assert sold(path) == {"theirs", "mine"}, where
             assert leftovers(path) == ([], 0), where
-            assert bool(store.trouble) == failing.in_doubt, where
+            assert bool(store.durability_error) == failing.in_doubt, where
             in_a_thread(partial(sell, store, "next"))
             assert "next" in sold(path), where
-            assert not store.trouble, where
+            assert not store.durability_error, where
             assert unraised == [], where
             said[type(result).__name__] += 1
             if not failing.name:
@@ -538,7 +544,7 @@ def test_a_request_whose_call_fails_gets_the_documented_answer(
             assert answer.headers["Retry-After"]
             assert str(db) not in answer.text
         if answer.status_code == 500:
-            assert "not known" in answer.json["error"]
+            assert "unknown" in answer.json["error"]
             assert client.get("/_health").status_code == 503
             assert db.read_bytes() != before
         assert client.post("/reservations", json=order).status_code == 201
@@ -681,7 +687,7 @@ def traced(path):
 
     with between(see):
         store = Store(path)
-        store.start(SEATS)
+        store.open(SEATS)
         done.append(("acknowledge",))
         for name in "first", "second":
             sell(store, name)
@@ -696,7 +702,7 @@ def version(data, path):
         file.write(data)
     store = Store(path)
     try:
-        store.start(SEATS)
+        store.open(SEATS)
     except Unavailable:
         assert read(path) == data
         return None

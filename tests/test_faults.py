@@ -25,7 +25,10 @@ import jwt
 import pytest
 
 import ticketboss
-from ticketboss import Store, Unavailable
+from ticketboss import (
+    Store,
+    Unavailable,
+)
 
 ORDER = {"partnerId": "abc-corp", "seats": 3}
 
@@ -174,7 +177,7 @@ def test_a_file_of_a_newer_layout_is_refused_and_left_alone(client, db):
     "make", [lambda lock: os.symlink("db.json", lock), os.mkdir, os.mkfifo]
 )
 def test_a_lock_that_is_no_plain_file_is_refused_or_does_no_harm(db, make):
-    Store(str(db)).start(5)
+    Store(str(db)).open(5)
     lock, before = db.with_name(".db.json.lock"), db.read_bytes()
     lock.unlink()
     make(lock)
@@ -182,7 +185,7 @@ def test_a_lock_that_is_no_plain_file_is_refused_or_does_no_harm(db, make):
 
     def start():
         try:
-            Store(str(db), patience_s=0.2).start(5)
+            Store(str(db), timeout_s=0.2).open(5)
         except ticketboss.TicketBossError as error:
             refusals.append(error)
 
@@ -231,7 +234,7 @@ def test_no_memory_for_a_write_changes_nothing(client, db, monkeypatch, fault):
 def test_a_bug_in_one_decision_fails_that_request_alone(client, db):
     office, before = client.application, db.read_bytes()
     with pytest.raises(ZeroDivisionError):
-        office.transactions.transact(lambda _: 1 // 0)
+        office.box_office.transactions.transact(lambda _: 1 // 0)
     assert db.read_bytes() == before
     assert sell(client).status_code == 201
 
@@ -379,14 +382,14 @@ def test_a_request_is_one_line_in_the_log_whatever_its_path(make_app, caplog, od
 HOLDER = """
 import sys
 from ticketboss import Store
-with Store(sys.argv[1]).hold():
+with Store(sys.argv[1]).lock():
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_a_lock_is_had_again_once_its_holder_is_killed(make_app, db):
-    client = make_app(patience_s=0.1).test_client()
+    client = make_app(timeout_s=0.1).test_client()
     before = db.read_bytes()
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(db)],

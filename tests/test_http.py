@@ -65,7 +65,12 @@ def make_shared(shared_db):
     """Make an app on one file, for all tests that do not care what else is in it."""
 
     def make_shared(**settings):
-        told = {"db": str(shared_db), "seats": 10_000, "quiet": True, "by_hand": True}
+        told = {
+            "db": str(shared_db),
+            "seats": 10_000,
+            "quiet": True,
+            "standalone": True,
+        }
         return ticketboss.create_app(ticketboss.Settings(**told | settings))
 
     return make_shared
@@ -129,7 +134,17 @@ def test_every_refusal_of_the_rules_has_a_status():
 
     kinds = set(below(ticketboss.TicketBossError))
     assert kinds == set(ticketboss.STATUS)
-    assert set(ticketboss.STATUS.values()) <= {400, 404, 409, 412, 422, 500, 503}
+    assert set(ticketboss.STATUS.values()) <= {
+        400,
+        401,
+        403,
+        404,
+        409,
+        412,
+        422,
+        500,
+        503,
+    }
 
 
 @pytest.mark.parametrize(
@@ -1082,7 +1097,7 @@ def test_sales_of_many_at_once_each_tell_their_own_version(client):
 
 
 def test_contention_is_told_in_its_own_words_and_changes_nothing(make_app, db):
-    client = make_app(patience_s=0.05).test_client()
+    client = make_app(timeout_s=0.05).test_client()
     key = sell(client).json["reservationId"]
     with open(db.with_name(".db.json.lock"), "rb") as lock, unchanged(db):
         fcntl.flock(lock, fcntl.LOCK_EX)

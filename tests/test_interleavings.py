@@ -43,7 +43,7 @@ class Wish(NamedTuple):
     def decide(self, database: t.Database) -> t.Database:
         """The whole database, changed so."""
         document = self.change(database.document(self.event))
-        return database.having(document)
+        return database.with_document(document)
 
 
 class Client(threading.Thread):
@@ -97,13 +97,13 @@ class Stepped(t.Store):
         return super().load()
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         if self.held:  # by this very client
-            with super().hold():
+            with super().lock():
                 yield
             return
         stop_before("lock")
-        with super().hold():
+        with super().lock():
             self.held = True
             try:
                 yield
@@ -122,7 +122,7 @@ class Blind(Stepped):
     """The planted bug: whatever is there now counts as what was seen."""
 
     def swap(self, seen: t.Snapshot, wanted: t.Database) -> bool:
-        with self.hold():
+        with self.lock():
             return super().swap(t.Store.load(self), wanted)
 
 
@@ -153,7 +153,7 @@ class Office:
     ) -> None:
         self.path, self.wishes = path, wishes
         self.reader = t.Store(path)
-        self.reader.start(4)
+        self.reader.open(4)
         first = self.reader.load()
         assert self.reader.swap(first, start)
         with open(path, "rb") as file:
@@ -248,8 +248,8 @@ class Office:
 def sale(name: str, seats: int, wait: str = "never", event: str | None = None) -> Wish:
     """Somebody wants seats of an event."""
     return Wish(
-        lambda document: t.reserve(
-            document, t.Reservation(name, name, seats, "waitlisted"), wait
+        lambda document: document.reserve(
+            t.Reservation(name, name, seats, "waitlisted"), wait
         ),
         event,
     )
@@ -258,7 +258,7 @@ def sale(name: str, seats: int, wait: str = "never", event: str | None = None) -
 def give_back(seats: int | None = None) -> Wish:
     """Somebody gives back seats of the one reservation that is there at the start."""
     return Wish(
-        lambda document: t.cancel(document, "early", "2025-01-01T00:00:00.000Z", seats)
+        lambda document: document.cancel("early", "2025-01-01T00:00:00.000Z", seats)
     )
 
 
@@ -301,12 +301,12 @@ def office(monkeypatch):
         monkeypatch.setattr(os, name, stepped)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no power is cut here
     monkeypatch.setattr(time, "sleep", lambda _: None)  # nor does anybody wait
-    early = t.reserve(
-        t.seed(4).document(None), t.Reservation("early", "early", 2, "waitlisted")
+    seeded = t.seed(4)
+    early = seeded.document(None).reserve(
+        t.Reservation("early", "early", 2, "waitlisted")
     )
-    start = (
-        t.seed(4).having(early).having(t.Document(t.Event(2, "Another", 2, 2, 0), {}))
-    )
+    another = t.Document(t.Event(2, "Another", 2, 2, 0), {})
+    start = seeded.with_document(early).with_document(another)
     with tempfile.TemporaryDirectory(dir=RAM if os.path.isdir(RAM) else None) as folder:
         yield lambda wishes, kind=Stepped: Office(
             f"{folder}/db.json", start, kind, wishes

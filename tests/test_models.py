@@ -24,7 +24,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ticketboss import Settings, create_app
+from ticketboss import (
+    Settings,
+    create_app,
+)
 
 SEEDED = "node-meetup-2025"
 SEATS = 4  # of the seeded event; few, so that there is a waiting list most of the time
@@ -140,7 +143,7 @@ class Dialects(RuleBasedStateMachine):
         self.asked = 0
 
     def app(self) -> Any:
-        told = Settings(db=str(self.path), quiet=True, by_hand=True)
+        told = Settings(db=str(self.path), quiet=True, standalone=True)
         return create_app(told).test_client()
 
     def ask(self, method: str, path: str, body: Any = None, **more: Any) -> Any:

@@ -272,9 +272,9 @@ def server(tmp_path_factory):
     """One server for all: each test has an event of its own, or the seeded one."""
     db = tmp_path_factory.mktemp("served") / "db.json"
     store = ticketboss.Store(str(db))
-    store.start(500)
+    store.open(500)
     seen = store.load()
-    assert store.swap(seen, seen.database.having(stadium(10**6, 400, 2000)))
+    assert store.swap(seen, seen.database.with_document(stadium(10**6, 400, 2000)))
     server = Server(db, "--quiet")
     yield server
     server.stop()
@@ -497,9 +497,9 @@ def test_what_the_server_cannot_say_the_page_does_not_make_up(server, visit, eve
 
 def test_where_the_list_is_not_for_everybody_taken_seats_are_not_free(serve, visit, db):
     store = ticketboss.Store(str(db))
-    store.start(500)
+    store.open(500)
     seen = store.load()
-    assert store.swap(seen, seen.database.having(stadium(20, 2, 5)))
+    assert store.swap(seen, seen.database.with_document(stadium(20, 2, 5)))
     page = visit("million", at=serve("--require-login"))
     assert "10 of 20" in page.text("#facts")
     taken = [seat[3] == 255 for seat in page.run(SEATS % 20)]

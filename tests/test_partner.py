@@ -352,7 +352,7 @@ def crowded(tmp_path_factory):
             db=str(tmp_path_factory.mktemp("crowded") / "db.json"),
             seats=10,
             quiet=True,
-            by_hand=True,
+            standalone=True,
         )
     )
     client = app.test_client()

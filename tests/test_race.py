@@ -425,7 +425,7 @@ def test_a_safe_strategy_that_loses_a_sale_is_exit_1(monkeypatch, strategy):
     def locked(path: str, **how: Any) -> FileLock:  # each buyer has one of their own
         return FileLock(path if os.getpid() == here else f"{path}.{os.getpid()}", **how)
 
-    monkeypatch.setattr(ticketboss.Store, "swap", ticketboss.Careless.swap)
+    monkeypatch.setattr(ticketboss.Store, "swap", ticketboss.UncheckedStore.swap)
     if strategy == "lock":
         monkeypatch.setattr(ticketboss, "FileLock", locked)
     ended = CliRunner().invoke(

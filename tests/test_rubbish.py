@@ -22,7 +22,10 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import jwt
 import pytest
 
-from ticketboss import Store, Unavailable
+from ticketboss import (
+    Store,
+    Unavailable,
+)
 
 SECRET = "not a secret, but long enough for any hash. " * 2
 DOCUMENTED = {

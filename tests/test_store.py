@@ -32,9 +32,6 @@ from ticketboss import (
     Store,
     Transactions,
     Unavailable,
-    cancel,
-    create,
-    reserve,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -45,15 +42,15 @@ SEATS = 20
 @pytest.fixture
 def store(db):
     """A seeded store that does not wait long."""
-    store = Store(str(db), patience_s=0.2)
-    store.start(SEATS)
+    store = Store(str(db), timeout_s=0.2)
+    store.open(SEATS)
     return store
 
 
 @pytest.fixture
 def other(store):
     """Another process's store, as good as: it shares nothing but the file."""
-    return Store(store.path, patience_s=0.2)
+    return Store(store.path, timeout_s=0.2)
 
 
 def selling(name, seats=1, event_id=None):
@@ -61,21 +58,21 @@ def selling(name, seats=1, event_id=None):
 
     def decide(database: Database) -> Database:
         document = database.document(event_id)
-        sold = reserve(document, Reservation(name, "abc-corp", seats, "waitlisted"))
-        return database.having(sold)
+        sold = document.reserve(Reservation(name, "abc-corp", seats, "waitlisted"))
+        return database.with_document(sold)
 
     return decide
 
 
 def sell(store, name, seats=1, event_id=None):
     """A sale through a queue of its own."""
-    return Transactions(store, patience_s=0.2).transact(selling(name, seats, event_id))
+    return Transactions(store, timeout_s=0.2).transact(selling(name, seats, event_id))
 
 
 def opening(event_id):
     """A decision: one more event, of ten seats."""
-    return lambda database: database.having(
-        create(None, Event(event_id, "Another", 10, 10, version=0))
+    return lambda database: database.with_document(
+        Document.open(None, Event(event_id, "Another", 10, 10, version=0))
     )
 
 
@@ -140,7 +137,7 @@ def test_a_document_that_does_not_add_up_is_never_written(store, db):
     before, seen = db.read_bytes(), store.load()
     event = Event("node-meetup-2025", "Node.js Meet-up", SEATS, SEATS - 1, version=1)
     with pytest.raises(AssertionError, match="do not make"):
-        store.swap(seen, seen.database.having(Document(event, {})))
+        store.swap(seen, seen.database.with_document(Document(event, {})))
     assert db.read_bytes() == before
     assert hidden(db) == [".db.json.lock"]
     assert sell(store, "next").changed
@@ -188,49 +185,6 @@ def swapped(store, name):
     """A change of the event, by the store itself."""
     seen = store.load()
     return store.swap(seen, selling(name)(seen.database))
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """pauses(store): how long it waits before it asks for the lock, which is free."""
-
-    def pauses(store):
-        slept = []
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "sleep", slept.append)
-            with store.hold():
-                pass
-        return slept
-
-    return pauses
-
-
-def test_who_sells_alone_does_not_pause_for_its_own_readers(store, pauses, monkeypatch):
-    rename, read = os.replace, []
-
-    def replace(draft, path):
-        rename(draft, path)
-        reader = threading.Thread(target=lambda: read.append(store.load()))
-        reader.start()  # and finds a file that the store does not know to be its own
-        reader.join()
-
-    monkeypatch.setattr(os, "replace", replace)
-    for number in range(3):
-        assert swapped(store, str(number))
-        assert pauses(store) == []
-    versions = [seen.database.document(None).event.version for seen in read]
-    assert versions == [1, 2, 3]
-
-
-def test_who_finds_that_another_sells_pauses_for_longer_than_it_polls(
-    store, other, pauses
-):
-    assert swapped(store, "ann")
-    assert swapped(other, "bob")
-    assert swapped(store, "cyd")  # finds bob's
-    [pause] = pauses(store)
-    assert ticketboss.POLL_S < pause < 0.1
-    assert told(store.path) == (3, SEATS - 3, {"ann", "bob", "cyd"})
 
 
 def test_whoever_loses_the_race_decides_again_and_is_second(store, other):
@@ -332,10 +286,10 @@ def test_a_symbolic_link_stays_one_and_its_target_is_replaced(there, tmp_path):
     target, link = tmp_path / "far" / "seats.json", tmp_path / "near" / "db.json"
     link.symlink_to("../far/seats.json")
     if there:
-        Store(str(target)).start(SEATS)
+        Store(str(target)).open(SEATS)
         before = target.stat().st_ino
     store = Store(str(link))
-    store.start(SEATS)
+    store.open(SEATS)
     sell(store, "ann")
     assert os.readlink(link) == "../far/seats.json"
     assert os.listdir(tmp_path / "near") == ["db.json"]
@@ -398,8 +352,8 @@ def test_the_lock_file_is_never_removed_nor_replaced(store, db):
     first = os.stat(lock).st_ino
     for number in range(5):
         sell(store, str(number))
-        Store(store.path).start(SEATS)
-        with store.hold():
+        Store(store.path).open(SEATS)
+        with store.lock():
             pass
         assert os.stat(lock).st_ino == first
 
@@ -415,9 +369,9 @@ def test_a_lock_that_is_lost_while_it_is_held_is_noticed(
     gone, store, other, db, monkeypatch
 ):
     before, lock, seen = db.read_bytes(), f"{db.parent}/.db.json.lock", store.load()
-    with store.hold():
+    with store.lock():
         gone(lock)
-        with other.hold():  # so there are two who think they are alone
+        with other.lock():  # so there are two who think they are alone
             try:
                 done = store.swap(seen, selling("ann")(seen.database))
             except Unavailable:
@@ -448,7 +402,7 @@ def test_a_lock_that_is_lost_while_it_is_held_is_noticed(
 def refused(store, db):
     """Whether nobody can read, sell from or start with the file, nor changes it."""
     before = db.read_bytes()
-    for use in store.load, lambda: sell(store, "x"), lambda: store.start(SEATS):
+    for use in store.load, lambda: sell(store, "x"), lambda: store.open(SEATS):
         with pytest.raises(Unavailable) as refusal:
             use()
         assert str(db) not in str(refusal.value)
@@ -461,7 +415,7 @@ def test_a_file_cut_at_any_byte_is_refused_and_left_alone(store, db):
     whole = db.read_bytes()
     for length in reversed(range(len(whole.rstrip()))):
         os.truncate(db, length)
-        for use in store.load, lambda: store.start(SEATS):
+        for use in store.load, lambda: store.open(SEATS):
             with pytest.raises(Unavailable):
                 use()
         assert db.read_bytes() == whole[:length]
@@ -568,7 +522,7 @@ def test_a_file_that_is_not_right_is_refused_and_left_alone(bad, store, db):
     db.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
     assert refused(store, db)
     db.write_text(good)
-    store.start(SEATS)
+    store.open(SEATS)
     assert db.read_text() == good
     assert sell(store, "bob").changed
     assert told(db) == (2, 1, {"a", "bob"})
@@ -596,14 +550,14 @@ def test_what_is_no_file_is_refused_at_once_and_left_alone(make, store, db):
     db.unlink()
     end = make(db)
     before = db.lstat()
-    for use in store.load, lambda: sell(store, "x"), lambda: store.start(SEATS):
+    for use in store.load, lambda: sell(store, "x"), lambda: store.open(SEATS):
         assert isinstance(in_a_thread(use), Unavailable)
     assert (db.lstat().st_mode, db.lstat().st_ino) == (before.st_mode, before.st_ino)
     assert hidden(db) == [".db.json.lock"]
     if end is not None:
         os.close(end)
     os.rmdir(db) if stat.S_ISDIR(before.st_mode) else os.unlink(db)
-    store.start(SEATS)
+    store.open(SEATS)
     assert sell(store, "ann").changed
 
 
@@ -685,7 +639,7 @@ def test_a_first_start_writes_the_seeded_event_and_nothing_else(store, db):
     }
     assert len(db.read_text().splitlines()) > 5  # for people to read
     before = db.stat()
-    store.start(7)  # there is a file: its seats stand
+    store.open(7)  # there is a file: its seats stand
     assert db.stat() == before
     assert hidden(db) == [".db.json.lock"]
 
@@ -713,12 +667,12 @@ def test_a_start_clears_its_own_databases_drafts_away_and_nothing_else(
     for name in keep[2:]:
         db.with_name(name).write_text("mine")
     for name in "other.json", "json", "db.json.b", "adb.json", "db_json":
-        Store(str(db.with_name(name))).start(SEATS)
+        Store(str(db.with_name(name))).open(SEATS)
         keep += [name, f".{name}.lock", abandoned(db.with_name(name), "x", monkeypatch)]
     left = [abandoned(db, name, monkeypatch) for name in "abc"]
     assert sorted(os.listdir(db.parent)) == sorted(keep + left)
     before = db.read_bytes()
-    store.start(SEATS)
+    store.open(SEATS)
     assert sorted(os.listdir(db.parent)) == sorted(keep)
     assert db.read_bytes() == before
 
@@ -728,7 +682,7 @@ def test_a_start_leaves_the_draft_of_a_writer_that_lives(store, other, db, monke
 
     def replace(draft, path):
         try:
-            other.start(SEATS)  # must wait for the lock, in vain
+            other.open(SEATS)  # must wait for the lock, in vain
         except Contended:
             starts.append(os.path.exists(draft))
         rename(draft, path)
@@ -743,13 +697,13 @@ def test_a_worker_that_is_started_again_does_not_offer_sold_seats_once_more(stor
     sell(store, "ann")
     db.unlink()
     with pytest.raises(Unavailable):
-        Store(store.path).start(SEATS, anew=False)
+        Store(store.path).open(SEATS, may_seed=False)
     assert hidden(db) == [".db.json.lock"]
     assert not db.exists()
 
 
 def test_a_worker_seeds_where_there_was_never_a_file(db):
-    Store(str(db)).start(SEATS, anew=False)
+    Store(str(db)).open(SEATS, may_seed=False)
     assert told(db) == (0, SEATS, set())
 
 
@@ -759,11 +713,11 @@ def test_workers_that_start_at_the_same_moment_all_find_the_one_event(db, monkey
     def open_(path, *args, **more):
         descriptor = opened(path, *args, **more)
         if late and str(path).endswith(".lock"):  # made by the first, locked by none
-            late.pop().start(SEATS, anew=False)
+            late.pop().open(SEATS, may_seed=False)
         return descriptor
 
     monkeypatch.setattr(os, "open", open_)
-    Store(str(db)).start(SEATS, anew=False)
+    Store(str(db)).open(SEATS, may_seed=False)
     assert late == []
     assert told(db) == (0, SEATS, set())
     assert hidden(db) == [".db.json.lock"]
@@ -775,8 +729,8 @@ def test_workers_that_start_at_the_same_moment_all_find_the_one_event(db, monkey
 class Crowd:
     """Threads that all ask while the first one's commit is under way."""
 
-    def __init__(self, store, decisions, patience_s=20):
-        self.transactions, self.results = Transactions(store, 0, patience_s), {}
+    def __init__(self, store, decisions, timeout_s=20):
+        self.transactions, self.results = Transactions(store, 0, timeout_s), {}
         self.go, self.first = threading.Event(), threading.Event()
         self.threads = [
             threading.Thread(target=self.ask, args=item)
@@ -868,11 +822,11 @@ def test_one_decision_that_fails_fails_only_itself(store, db, renames):
         [selling("a"), fail, selling("huge", SEATS), lambda same: same, selling("b")],
     ).run()
     assert [type(result).__name__ for result in results] == [
-        "Turn",
+        "PendingCommit",
         "ZeroDivisionError",
         "NotEnoughSeats",
-        "Turn",
-        "Turn",
+        "PendingCommit",
+        "PendingCommit",
     ]
     assert [result.changed for result in results if hasattr(result, "changed")] == [
         True,
@@ -893,7 +847,7 @@ def test_a_write_that_fails_fails_all_who_share_it_and_changes_nothing(
         [
             selling("a"),
             selling("huge", SEATS),
-            lambda _: cancel(_, "never", ""),
+            lambda _: _.cancel("never", ""),
             selling("b"),
         ],
     ).run()
@@ -924,7 +878,7 @@ def test_a_refusal_alone_is_not_written(store, db, renames):
 
 
 def test_the_next_in_line_leads_when_the_leader_has_gone(store, db, renames):
-    transactions, results = Transactions(store, patience_s=20), []
+    transactions, results = Transactions(store, timeout_s=20), []
     threads = [
         threading.Thread(
             target=lambda n=n: results.append(
@@ -993,7 +947,7 @@ def test_while_another_process_has_the_lock_reads_go_on_and_no_sale_does(
             sell(store, "ann")
         assert store.load().database == ticketboss.seed(SEATS)
     with pytest.raises(Contended):
-        Store(store.path, 0.05).start(SEATS)
+        Store(store.path, 0.05).open(SEATS)
     assert (db.read_bytes(), hidden(db)) == (before, [".db.json.lock"])
     holder.send_signal(signal.SIGKILL)  # the system lets go of a dead one's lock
     holder.wait(10)
@@ -1002,7 +956,7 @@ def test_while_another_process_has_the_lock_reads_go_on_and_no_sale_does(
 
 
 def test_who_cannot_wait_any_longer_leaves_the_queue_and_buys_nothing(store, db):
-    crowd = Crowd(store, [], patience_s=0.05)
+    crowd = Crowd(store, [], timeout_s=0.05)
     crowd.threads[0].start()
     assert crowd.first.wait(20)
     with pytest.raises(Contended):
@@ -1047,7 +1001,7 @@ def test_a_child_of_a_fork_works_with_the_store_it_was_given(store, db):
 
 def test_a_child_of_a_fork_has_no_part_in_its_parents_lock(store, other, db):
     before = db.read_bytes()
-    with store.hold():
+    with store.lock():
         assert in_a_fork(lambda: sell(store, "child")) == "Contended"
         with pytest.raises(Contended):  # nor did the child's end let it go
             sell(other, "stranger")
@@ -1059,7 +1013,7 @@ def test_a_child_of_a_fork_has_no_part_in_its_parents_lock(store, other, db):
 
 def test_processes_that_sell_at_once_sell_each_seat_once(store, db):
     def work(name):
-        done, queue = 0, Transactions(store, patience_s=20)
+        done, queue = 0, Transactions(store, timeout_s=20)
         for number in range(SEATS):
             try:
                 queue.transact(selling(f"{name}-{number}"))
@@ -1090,11 +1044,11 @@ SELLER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import ticketboss as t
-queue, sold = t.Transactions(t.Store(sys.argv[2], 20), patience_s=20), 0
+queue, sold = t.Transactions(t.Store(sys.argv[2], 20), timeout_s=20), 0
 for number in range(1000):
     wish = t.Reservation(f"{sys.argv[3]}-{number}", "abc-corp", 1, "waitlisted")
     try:
-        queue.transact(lambda d: d.having(t.reserve(d.document(None), wish)))
+        queue.transact(lambda d: d.with_document(d.document(None).reserve(wish)))
     except t.NotEnoughSeats:
         break
     sold += 1
@@ -1134,9 +1088,11 @@ def test_hundreds_of_commits_and_refusals_leave_no_file_open(
             with pytest.raises(NotEnoughSeats):
                 transactions.transact(selling("huge", SEATS + 1))
             with pytest.raises(NotFound):
-                transactions.transact(lambda d: d.having(d.document("x")))
+                transactions.transact(lambda d: d.with_document(d.document("x")))
             transactions.transact(
-                lambda d, n=number: d.having(cancel(d.document(None), f"{n}", "now"))
+                lambda d, n=number: d.with_document(
+                    d.document(None).cancel(f"{n}", "now")
+                )
             )
             most = max(most, len(os.listdir("/dev/fd")))
     assert most <= before + 20
