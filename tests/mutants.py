@@ -4,11 +4,14 @@
     python tests/mutants.py no lock    those with these words, and what the test says
 
 Each bug is planted alone, in a copy, and only the one test that is meant to catch it is
-run. Ends with 1 if a bug is missed, or if its lines are not in ticketboss.py any more.
+run. The exit status is 1 if a bug is missed, or if its text is not in
+ticketboss.py exactly once.
 """
 
 from __future__ import annotations
 
+import ast
+import itertools
 import os
 import re
 import shutil
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -26,33 +30,100 @@ AT_ONCE = 2
 PATIENCE_S = 120  # a test that hangs has caught nothing
 
 
+class Change(NamedTuple):
+    """One replacement: the place, the text that goes, the text that comes."""
+
+    place: str  # a function or a class, as in Store.swap
+    old: str
+    new: str
+
+
 class Plant(NamedTuple):
     """One bug."""
 
     name: str
     test: str  # file::function, perhaps with [a parameter]
-    changes: list[tuple[str, str]]  # lines that go, and what comes instead
+    changes: list[Change]
 
     def planted(self, source: str) -> str:
-        """The program with it. Raises ValueError if its lines are not there once."""
-        for old, new in self.changes:
-            if (times := source.count(f"\n{old}")) != 1:
-                raise ValueError(f"found {times} times, not once:\n{old}")
-            source = source.replace(f"\n{old}", f"\n{new}")
+        """The program with the bug. Raises ValueError if a text is not there once."""
+        for change in self.changes:
+            source = replaced(source, change)
         return source
 
 
+def replaced(source: str, change: Change) -> str:
+    """The source with one change. Raises ValueError if its text is not there once."""
+    start, end = span(source, change.place)
+    found = [*pattern(change.old).finditer(source, start, end)]
+    if len(found) != 1:
+        raise ValueError(
+            f"found {len(found)} times, not once, in {change.place}:\n{change.old}"
+        )
+    before, after = source[: found[0].start()], source[found[0].end() :]
+    margin = re.match(" *", before.rpartition("\n")[2])[0]
+    return before + change.new.replace("\n", f"\n{margin}") + after
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """Match a text in any layout.
+
+    White space and comments may stand between any two words or signs, and a comma in
+    front of a closing bracket.
+    """
+    space = r"(?:\s|#.*)*"
+    pieces = [
+        rf"\b{piece}\b" if re.match(r"\w", piece) else re.escape(piece)
+        for piece in re.findall(r"\w+|[^\w\s]", re.sub(r",(?=\s*[)\]}])", "", text))
+    ]
+    return re.compile(
+        space.join(
+            rf"(?:,{space})?{piece}" if piece in {r"\)", r"\]", r"\}"} else piece
+            for piece in pieces
+        )
+    )
+
+
+def span(source: str, place: str) -> tuple[int, int]:
+    """Find where a function or class begins and ends. Raises ValueError."""
+    found: list[ast.AST] = [ast.parse(source)]
+    for name in place.split("."):
+        found = [
+            node
+            for parent in found
+            for node in ast.walk(parent)
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
+        ]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} functions or classes, not one: {place}")
+    node = found[0]
+    starts = [0, *(end.end() for end in re.finditer("\n", source))]
+    first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
+    return starts[first - 1], starts[node.end_lineno]
+
+
 def plants(text: str) -> list[Plant]:
-    """What a text like mutants.txt says."""
+    """Parse a text like mutants.txt."""
     found = []
     for block in text.split("\n\n")[1:]:
-        name, test, lines = f"{block.strip()}\n".split("\n", 2)
-        changes = [
-            tuple(re.sub("^.", "", part, flags=re.MULTILINE) for part in change)
-            for change in re.findall(r"((?:-.*\n)+)((?:\+.*\n)*)", lines)
-        ]
-        found.append(Plant(name, test, changes))
+        name, test, *lines = block.strip().split("\n")
+        found.append(Plant(name, test, [*changes(lines)]))
     return found
+
+
+def changes(lines: list[str]) -> Iterator[Change]:
+    """Parse the lines of one bug. Raises ValueError for any other line."""
+    place = ""
+    for sign, group in itertools.groupby(lines, lambda line: line.split(" ")[0]):
+        text = "\n".join(line[len(sign) + 1 :] for line in group)
+        if sign == "in":
+            place = text
+        elif sign == "-":
+            old = text
+        elif sign == "+":
+            yield Change(place, old, text)
+        else:
+            raise ValueError(f"neither in, - nor +: {sign} {text}")
 
 
 PLANTS = plants((TESTS / "mutants.txt").read_text())

@@ -8,14 +8,15 @@ import sys
 
 import pytest
 from conftest import HERE
-from mutants import PLANTS, SOURCE, Plant, main
+from mutants import PLANTS, SOURCE, Change, Plant, main, plants, replaced
 
 NO_LOCK = PLANTS[0]
 QUICK = "test_tickets.py::test_seats_that_are_free_are_sold[never]"
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
-def test_a_bug_is_planted_in_lines_that_are_there_once_and_its_test_is_there(plant):
+def test_a_bug_is_planted_in_a_text_that_is_there_once_and_its_test_is_there(plant):
+    ast.parse(plant.planted(SOURCE))
     assert plant.planted(SOURCE) != SOURCE
     file, name = plant.test.partition("[")[0].split("::")
     functions = [
@@ -31,13 +32,87 @@ def test_no_two_bugs_are_the_same():
     assert len({plant.planted(SOURCE) for plant in PLANTS}) == len(PLANTS)
 
 
+PROGRAM = """\
+class Till:
+    @property
+    def sell(self):
+        total = self.count(1, 2)
+        return total
+
+    def close(self):
+        self.count(1, 2)
+        self.count(1, 2)
+"""
+
+
 @pytest.mark.parametrize(
-    ("old", "times"),
-    [("import no_such_thing\n", 0), ("    event = document.event\n", r"\d")],
+    ("place", "old", "why"),
+    [
+        ("Till.sell", "return nothing", "found 0 times, not once, in Till.sell:\n"),
+        ("Till.close", "self.count", "found 2 times, not once, in Till.close:\n"),
+        ("Till.sell", "self.coun", "found 0 times, not once, in Till.sell:\n"),
+        ("Till.open", "self.count", "0 functions or classes, not one: Till.open"),
+    ],
 )
-def test_no_bug_is_planted_in_lines_that_are_gone_or_there_twice(old, times):
-    with pytest.raises(ValueError, match=rf"found {times} times, not once:\n{old}"):
-        Plant("", QUICK, [("import csv\n", ""), (old, "")]).planted(SOURCE)
+def test_no_bug_is_planted_in_a_text_that_is_gone_or_there_twice(place, old, why):
+    with pytest.raises(ValueError, match=why):
+        replaced(PROGRAM, Change(place, old, "pass"))
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        "total = self.count(1, 2)",
+        "total=self.count( 1,2 )",
+        "total = self.count(\n            1,\n            2,\n        )",
+        "total = self.count(  # both\n            1, 2\n        )",
+    ],
+)
+def test_a_bug_is_planted_however_the_text_is_laid_out(laid_out):
+    source = PROGRAM.replace("total = self.count(1, 2)", laid_out)
+    change = Change("Till.sell", "total = self.count(1,\n    2)", "if total:\n    pass")
+    assert replaced(source, change) == PROGRAM.replace(
+        "        total = self.count(1, 2)\n",
+        "        if total:\n            pass\n",
+    )
+
+
+def test_a_bug_is_read_with_all_of_its_changes():
+    text = """\
+# what it is
+
+one bug
+file::test
+in Till.sell
+- a
+-     b
++ c
+- d
++
+in Till.close
+- e
++ f
+
+another bug
+file::test[1 2]
+in Till
+- g
++ h
+"""
+    assert plants(text) == [
+        Plant(
+            "one bug",
+            "file::test",
+            [
+                Change("Till.sell", "a\n    b", "c"),
+                Change("Till.sell", "d", ""),
+                Change("Till.close", "e", "f"),
+            ],
+        ),
+        Plant("another bug", "file::test[1 2]", [Change("Till", "g", "h")]),
+    ]
+    with pytest.raises(ValueError, match=r"neither in, - nor \+: \* i"):
+        plants(f"{text}* i\n")
 
 
 def test_every_bug_is_caught(pick, say):
@@ -57,18 +132,17 @@ def test_every_bug_is_caught(pick, say):
 
 
 def test_what_is_no_bug_is_not_caught_and_that_is_said(capsys):
-    assert (
-        main(
-            [
-                Plant("nothing", QUICK, [("import csv\n", "import csv\n\n")]),
-                Plant(
-                    "no program", QUICK, [("import csv\n", "import csv, and more\n")]
-                ),
-                Plant("no such lines", QUICK, [("import no_such_thing\n", "")]),
-            ]
-        )
-        == 1
+    nothing, broken, gone = (
+        Change("seed", "seats, seats", "seats, \\\n    seats"),
+        Change("seed", "seats, seats", "seats, and more"),
+        Change("seed", "no such text", ""),
     )
+    chosen = [
+        Plant("nothing", QUICK, [nothing]),
+        Plant("no program", QUICK, [broken]),
+        Plant("no such text", QUICK, [gone]),
+    ]
+    assert main(chosen) == 1
     told = capsys.readouterr().out
     lines = told.splitlines()
     assert sum(line.startswith("MISSED") for line in lines) == 3
