@@ -1,138 +1,206 @@
 """How fast TicketBoss is, beside what is possible and what one would write instead.
 
-    python tests/bench.py
+    python tests/bench.py                       all of it, five rounds, ten minutes
+    python tests/bench.py reads --rounds 1      one part, in less than a minute
+    python tests/bench.py --against OLD.py      an older ticketboss.py takes part, too
 
-All in one run, in turns, with one client; medians, whose ratios alone mean something
-elsewhere. Let TMPDIR be on the disk you mean: on a RAM disk every fsync is free.
+Everything is measured in turns within one run, so only the ratios mean something on
+another machine. Let TMPDIR be on the disk you mean: on a RAM disk an fsync is free.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
+import functools
 import json
-import logging
 import os
 import re
-import selectors
+import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import uuid
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
-from urllib.request import urlretrieve
+from statistics import mean, median
+from threading import Event as Signal
+from threading import Thread
+from typing import NamedTuple
 
-import flask
-import waitress
+import bench_client
+from bench_client import CLIENTS, HOST, Load, get, post_sale, run_clients
+from bench_peers import reservation_json
 
-PROGRAM = str(Path(__file__).resolve().parent.parent / "ticketboss.py")
-CLIENTS, SEATS, READS, LISTS, ROUNDS = 32, 500, 1000, 250, 5
-SIZES, SIZE_ROUNDS = (100, 1_000, 10_000, 50_000), 15
-HOST, AT = "127.0.0.1", "2025-10-28T13:45:00.853Z"
-LENGTH = re.compile(rb"\r\nContent-Length: (\d+)", re.IGNORECASE)
-GET_EVENT = b"GET /event HTTP/1.1\r\nHost: localhost\r\n\r\n"
-GET_LIST = b"GET /reservations HTTP/1.1\r\nHost: localhost\r\n\r\n"
-POST = (
-    b"POST /reservations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 34\r\n\r\n"
-    b'{"partnerId":"abc-corp","seats":1}'
-)
-LOADS = ("POST", POST, SEATS), ("GET", GET_EVENT, READS), ("list", GET_LIST, LISTS)
-found: dict[str, list[float]] = defaultdict(list)
+TESTS = Path(__file__).resolve().parent
+PROGRAM = TESTS.parent / "ticketboss.py"
+PEERS = TESTS / "bench_peers.py"
+GUNICORN = Path(sys.executable).with_name("gunicorn")
+SEATS = 500
+BUSY = 0.85  # of a core: more than this, and a process is what limits
+CONFIGURATIONS = [(threads, size) for size in (1, 18_000) for threads in (4, 8, 16, 32)]
 
 
-def bare_app(app: flask.Flask, folder: str) -> None:
-    """Do nothing: answer with bytes that TicketBoss left in `folder`."""
-    event, records = (Path(folder, name).read_bytes() for name in ("GET", "list"))
-    sold = b'{"reservationId":"%s","seats":1,"status":"confirmed"}' % (b"x" * 36)
-    app.get("/event")(lambda: flask.Response(event))
-    app.get("/reservations", endpoint="list")(lambda: flask.Response(records))
-    app.post("/reservations", endpoint="sell")(lambda: flask.Response(sold, 201))
+class Sample(NamedTuple):
+    """One measurement: what was measured, and who was busy meanwhile."""
+
+    value: float
+    server_cores: float = 0.0
+    client_cores: float = 0.0
+    cpu_ms: float = 0.0  # of the server's processors, for each answer
+    limit: str = ""  # where it is known without looking at processors
 
 
-def sqlite_app(app: flask.Flask, folder: str, lock: object = None) -> None:
-    """Sell over SQLite; its writers wait in it, or in line at `lock`."""
-    own = threading.local()
-
-    def db() -> sqlite3.Connection:
-        if not hasattr(own, "db"):
-            own.db = sqlite3.connect(f"{folder}/db", timeout=30, isolation_level=None)
-            own.db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
-        return own.db
-
-    db().executescript(f"""CREATE TABLE event (name, total, available, version);
-        INSERT INTO event VALUES ('Node.js Meet-up', {SEATS}, {SEATS}, 0);
-        CREATE TABLE reservation (id PRIMARY KEY, partner, seats, status, ts, at)""")
-    app.get("/event")(lambda: list(db().execute("SELECT * FROM event").fetchone()))
-
-    @app.post("/reservations")
-    def sell() -> object:
-        order, new = flask.request.get_json(force=True), str(uuid.uuid4())
-        with lock or nullcontext(), db() as tx:
-            tx.execute("BEGIN IMMEDIATE")
-            _, _, left, version = tx.execute("SELECT * FROM event").fetchone()
-            if left < order["seats"]:
-                return {"error": "Not enough seats left"}, 409
-            tx.execute(
-                "UPDATE event SET available = ?, version = version + 1",
-                [left - order["seats"]],
-            )
-            tx.execute(
-                "INSERT INTO reservation VALUES (?, ?, ?, 'confirmed', ?, ?)",
-                [new, order["partnerId"], order["seats"], time.time(), version + 1],
-            )
-        return {"reservationId": new, "seats": order["seats"], "status": "sold"}, 201
+Measure = Callable[[], Sample]
+Found = dict[str, list[Sample]]
 
 
-def serve(which: str, folder: str) -> None:
-    """Serve one of these, as ticketboss.py does it, with as many threads."""
-    app = flask.Flask(__name__)
-    {
-        "bare": bare_app,
-        "SQLite": sqlite_app,
-        "SQLite, locked": lambda *args: sqlite_app(*args, threading.Lock()),
-    }[which](app, folder)
-    threads = int(re.search(r"threads=(\d+)", Path(PROGRAM).read_text())[1])
-    server = waitress.create_server(
-        app,
-        host=HOST,
-        port=0,
-        threads=threads,
-        connection_limit=900,
-        asyncore_use_poll=True,
-        clear_untrusted_proxy_headers=False,
-    )
-    print(f"http://{HOST}:{server.effective_port}", flush=True)
-    logging.disable()
-    server.run()
+class Server(NamedTuple):
+    """A server that runs."""
+
+    port: int
+    pid: int  # also the number of its process group
+    first_answer_s: float
 
 
-def commit_each(path: str) -> float:
-    """Sales per second, each a commit of its own, with nothing around it."""
-    sys.path.insert(0, os.path.dirname(PROGRAM))
-    import ticketboss as t  # noqa: PLC0415 -- here alone; the rest sees it from outside
+Running = AbstractContextManager[Server]
 
-    store = t.Store(path)
-    store.open(SEATS)
-    began = time.perf_counter()
-    for _ in range(SEATS):
-        seen, new = store.load(), str(uuid.uuid4())
-        document = t.reserve(
-            seen.database.document(None),
-            t.Reservation(new, "abc-corp", 1, "waitlisted", ts=AT),
+
+class Bench:
+    """What was asked for on the command line."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.rounds = 1 if options.small else options.rounds
+        self.seconds = 0.1 if options.small else options.seconds
+        self.seats = 40 if options.small else SEATS
+        self.sizes = (10, 20, 40) if options.small else (100, 10_000, 50_000)
+        self.sales_a_round = 2 if options.small else 20
+        self.configurations = CONFIGURATIONS[::5] if options.small else CONFIGURATIONS
+        self.wrk = options.client == "wrk" and not options.small
+        self.program = options.program
+        self.against = options.against
+
+    def in_turns(self, measures: dict[str, Measure], rounds: int = 0) -> Found:
+        """Measure each once, then each once more: what disturbs one disturbs all."""
+        found: Found = {name: [] for name in measures}
+        for _ in range(rounds or self.rounds):
+            for name, measure in measures.items():
+                found[name].append(measure())
+        return found
+
+    @functools.cached_property
+    def best_configuration(self) -> tuple[int, int]:
+        """The threads and the send_bytes with which the bare app answers most GETs."""
+        with ExitStack() as stack:
+            measures = {
+                str(configuration): functools.partial(
+                    self.read, stack.enter_context(self.peer("bare", *configuration))
+                )
+                for configuration in self.configurations
+            }
+            found = self.in_turns(measures, min(self.rounds, 3))
+        return max(self.configurations, key=lambda it: _middle(found[str(it)]))
+
+    @property
+    def best_name(self) -> str:
+        """The best configuration, in words."""
+        return "{} threads, send_bytes {}".format(*self.best_configuration)
+
+    def ticketboss(self, db: str, program: Path | None = None) -> Running:
+        """A TicketBoss on that file."""
+        command = [str(program or self.program), "--quiet", "--port=0", f"--db={db}"]
+        return running([sys.executable, *command, f"--seats={self.seats}"])
+
+    def peer(self, kind: str, threads: int, send_bytes: int, *more: str) -> Running:
+        """One of the servers of bench_peers.py."""
+        return running(
+            [
+                *(sys.executable, str(PEERS), kind),
+                *(f"--threads={threads}", f"--send-bytes={send_bytes}"),
+                *(f"--records={self.seats}", *more),
+            ]
         )
-        assert store.swap(seen, seen.database.with_document(document))
-    return SEATS / (time.perf_counter() - began)
+
+    def read(self, server: Server, path: str = "/event") -> Sample:
+        """GETs a second."""
+        if self.wrk:
+            return self.watch(
+                lambda: bench_client.run_wrk(server.port, path, round(self.seconds)),
+                server,
+            )
+        return self.watch(
+            lambda: run_clients([server.port], get(path), seconds=self.seconds), server
+        )
+
+    def sell(self, *servers: Server) -> Sample:
+        """Sales a second, until all seats are sold."""
+        ports = [server.port for server in servers]
+        return self.watch(
+            lambda: run_clients(ports, post_sale(), total=self.seats), *servers
+        )
+
+    def watch(self, work: Callable[[], Load], *servers: Server) -> Sample:
+        """Answers a second, and how busy clients and servers were."""
+        before = sum(cpu_seconds(server) for server in servers)
+        load = work()
+        cpu_s = sum(cpu_seconds(server) for server in servers) - before
+        return Sample(
+            load.answers / load.elapsed_s,
+            cpu_s / load.elapsed_s,
+            load.client_cpu_s / load.elapsed_s,
+            1000 * cpu_s / load.answers,
+        )
+
+
+@contextmanager
+def running(command: list[str], **environment: str) -> Iterator[Server]:
+    """Start a server in a process group of its own; warm it; end it."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            port = announced_port(process.stdout)
+            run_clients([port], get("/event"), total=1)
+            first_answer_s = time.perf_counter() - began
+            run_clients([port], get("/event"), total=3 * CLIENTS)
+            yield Server(port, process.pid, first_answer_s)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def announced_port(output: Iterable[bytes]) -> int:
+    """The port that a server says it listens at."""
+    lines = []
+    for line in output:
+        lines.append(line)
+        if address := re.search(rb"http://\S+:(\d+)", line):
+            return int(address[1])
+    raise AssertionError(b"It did not start: " + b"".join(lines))
+
+
+def cpu_seconds(server: Server) -> float:
+    """The processor time of a server and its workers; 0 where there is no /proc."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[2]) == server.pid:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def write_alone(path: str, data: bytes) -> float:
-    """Seconds to replace a file durably, with no more calls than that takes."""
+    """Milliseconds to replace a file durably, with no more calls than that takes."""
     began = time.perf_counter()
     with open(f"{path}.new", "wb", buffering=0) as file:
         file.write(data)
@@ -141,143 +209,416 @@ def write_alone(path: str, data: bytes) -> float:
     folder = os.open(os.path.dirname(path), os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-    return time.perf_counter() - began
+    return 1000 * (time.perf_counter() - began)
 
 
-def rate(port: int, request: bytes, total: int) -> float:
-    """Answers a second to keep-alive clients. As little work as can be is theirs."""
-    with ExitStack() as stack:
-        ready = stack.enter_context(selectors.DefaultSelector())
-        for _ in range(min(CLIENTS, total)):
-            at = stack.enter_context(socket.create_connection((HOST, port)))
-            ready.register(at, selectors.EVENT_READ, bytearray())
-        began, left, unsent = time.perf_counter(), total, total - len(ready.get_map())
-        for key in ready.get_map().values():
-            key.fileobj.sendall(request)
-        while left:
-            for key, _ in ready.select(30) or sys.exit("No answer for 30 seconds"):
-                (got := key.data).extend(key.fileobj.recv(1 << 20) or sys.exit("Gone"))
-                end = got.find(b"\r\n\r\n") + 4
-                if end < 4 or len(got) < end + int(LENGTH.search(got)[1]):
-                    continue
-                assert got[9:12] == (b"201" if request is POST else b"200"), got
-                got.clear()
-                left, unsent = left - 1, unsent - 1
-                if unsent >= 0:
-                    key.fileobj.sendall(request)
-        return total / (time.perf_counter() - began)
+def make_file(path: str, records: int, free: int) -> None:
+    """A db.json with so many reservations and so many free seats."""
+    event = {
+        "eventId": "node-meetup-2025",
+        "name": "Node.js Meet-up",
+        "totalSeats": records + free,
+        "availableSeats": free,
+        "version": records,
+    }
+    reservations = [reservation_json(number) for number in range(records)]
+    by_id = {record["reservationId"]: record for record in reservations}
+    Path(path).write_text(json.dumps({"event": event, "reservations": by_id}))
 
 
 @contextmanager
-def running(*command: str) -> Iterator[tuple[int, int, float]]:
-    """Start a server: its port, its process, the time to its first answer. End it."""
-    began = time.perf_counter()
-    with subprocess.Popen((sys.executable, *command), stdout=subprocess.PIPE) as it:
-        try:
-            lines = (re.search(rb"http://\S+:(\d+)", line) for line in it.stdout)
-            port = int(next(filter(None, lines))[1])
-            rate(port, GET_EVENT, 1)
-            first_answer = time.perf_counter() - began
-            rate(port, GET_EVENT, 3 * CLIENTS)  # warm
-            yield port, it.pid, first_answer
-        finally:
-            it.kill()
+def folder() -> Iterator[str]:
+    """A new folder, and in it the path of a db.json that is yet to be made."""
+    with tempfile.TemporaryDirectory() as path:
+        yield f"{path}/db.json"
 
 
-def measure_once() -> None:
-    """Each variant once, on fresh files."""
-    with tempfile.TemporaryDirectory() as folder:
-        with running(PROGRAM, "--quiet", "--port=0", f"--db={folder}/db.json") as (
-            port,
-            process,
-            first_answer,
+# --- Parts ---
+
+
+def sales(bench: Bench) -> None:
+    """Selling all seats, each time from a fresh file."""
+
+    def ticketboss(program: Path) -> Sample:
+        with folder() as db, bench.ticketboss(db, program) as server:
+            return bench.sell(server)
+
+    def peer(kind: str) -> Sample:
+        with (
+            folder() as db,
+            bench.peer(kind, *bench.best_configuration, f"--db={db}") as server,
         ):
-            found["first answer"].append(first_answer)
-            for name, request, total in LOADS:
-                found[name].append(rate(port, request, total))
-            memory = subprocess.check_output(["ps", "-o", "rss=", "-p", f"{process}"])
-            found["memory"].append(int(memory) / 1024)
-            urlretrieve(f"http://{HOST}:{port}/event", f"{folder}/GET")
-            urlretrieve(f"http://{HOST}:{port}/reservations", f"{folder}/list")
-            with open(f"{folder}/.db.json.lock", "rb") as lock, ExitStack() as stack:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                for _ in range(CLIENTS):
-                    writer = socket.create_connection((HOST, port))
-                    stack.enter_context(writer).sendall(POST)
-                found["GET, locked"].append(rate(port, GET_EVENT, READS))
-        with running(__file__, "bare", folder) as (port, *_):
-            for name, request, total in LOADS:
-                found[f"bare {name}"].append(rate(port, request, total))
-        for name in "SQLite", "SQLite, locked":
-            with (
-                tempfile.TemporaryDirectory() as other,
-                running(__file__, name, other) as (port, *_),
-            ):
-                found[name].append(rate(port, POST, SEATS))
-        found["commit each"].append(commit_each(f"{folder}/each.json"))
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import flask, waitress"], check=True)
-    found["import"].append(time.perf_counter() - began)
+            return bench.sell(server)
+
+    def writes() -> Sample:
+        with folder() as db:
+            make_file(db, bench.seats, 0)
+            data = Path(db).read_bytes()
+            times = [write_alone(db, data) for _ in range(bench.seats)]
+        return Sample(1000 * len(times) / sum(times), limit="the disk")
+
+    measures: dict[str, Measure] = {
+        "TicketBoss": lambda: ticketboss(bench.program),
+        f"a bare app ({bench.best_name})": lambda: peer("bare"),
+        "an app over SQLite, likewise": lambda: peer("sqlite"),
+        f"one durable write of {bench.seats} records each": writes,
+    }
+    if bench.against:
+        measures[f"as it was ({bench.against.name})"] = lambda: ticketboss(
+            bench.against
+        )
+    title = f"Selling {bench.seats} seats to {CLIENTS} clients, sales a second"
+    report(title, bench.in_turns(measures))
 
 
-def measure_sizes() -> None:
-    """One sale beside others of each number; and the bare write of such a file."""
+def reads(bench: Bench) -> None:
+    """GET /event, undisturbed, then while orders wait and while others write."""
+    best = bench.best_configuration
     with ExitStack() as stack:
-        servers = {}
-        for size in SIZES:
-            path = f"{stack.enter_context(tempfile.TemporaryDirectory())}/db.json"
-            event = {
-                "eventId": "node-meetup-2025",
-                "name": "Node.js Meet-up",
-                "totalSeats": 2 * size,
-                "availableSeats": size,
-                "version": size,
-            }
-            one = {"partnerId": "abc-corp", "seats": 1, "status": "confirmed", "ts": AT}
-            sold = {
-                key: {"reservationId": key, **one}
-                for key in (f"{n:036}" for n in range(size))
-            }
-            Path(path).write_text(json.dumps({"event": event, "reservations": sold}))
-            command = PROGRAM, "--quiet", "--port=0", f"--db={path}"
-            servers[size] = path, stack.enter_context(running(*command))[0]
-        for _ in range(SIZE_ROUNDS):
-            for size, (path, port) in servers.items():
-                found[f"sale {size}"].append(1 / rate(port, POST, 1))
-                data = Path(path).read_bytes()
-                found[f"write {size}"].append(write_alone(f"{path}.bare", data))
+        db, old_db, sqlite_db = (stack.enter_context(folder()) for _ in range(3))
+        server = stack.enter_context(bench.ticketboss(db))
+        bare = stack.enter_context(bench.peer("bare", *best))
+        sqlite = stack.enter_context(bench.peer("sqlite", *best, f"--db={sqlite_db}"))
+        measures: dict[str, Measure] = {
+            "TicketBoss": lambda: bench.read(server),
+            f"a bare app ({bench.best_name})": lambda: bench.read(bare),
+            "an app over SQLite, likewise": lambda: bench.read(sqlite),
+        }
+        if bench.against:
+            old = stack.enter_context(bench.ticketboss(old_db, bench.against))
+            measures[f"as it was ({bench.against.name})"] = lambda: bench.read(old)
+        report("GET /event, answers a second", bench.in_turns(measures))
+
+
+def waiting(bench: Bench) -> None:
+    """GET /event while writers wait for a lock, and while another process writes."""
+    bench.seconds = min(bench.seconds, 1)  # an order waits two seconds for a lock
+    with folder() as db:
+        make_file(db, bench.seats, free=100_000)
+        with bench.ticketboss(db) as server, bench.ticketboss(db) as neighbour:
+
+            def while_orders_wait() -> Sample:
+                with orders_waiting(db, server):
+                    return bench.read(server)
+
+            def while_another_sells() -> Sample:
+                with steady_sales(neighbour):
+                    return bench.read(server)
+
+            found = bench.in_turns(
+                {
+                    "undisturbed": lambda: bench.read(server),
+                    f"while {CLIENTS} orders wait for a lock": while_orders_wait,
+                    "while another process sells 100 a second": while_another_sells,
+                }
+            )
+    report("GET /event beside writers, answers a second", found, ours_last=True)
+
+
+@contextmanager
+def orders_waiting(db: str, server: Server) -> Iterator[None]:
+    """Hold the lock of the file; meanwhile orders wait for it at the server."""
+    (lock_path,) = Path(db).parent.glob(".*.lock")
+    with open(lock_path, "rb") as lock, ExitStack() as stack:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        orders = [
+            stack.enter_context(socket.create_connection((HOST, server.port)))
+            for _ in range(CLIENTS)
+        ]
+        for order in orders:
+            order.sendall(post_sale())
+        yield
+        for order in orders:
+            order.setblocking(False)
+            try:
+                answer = order.recv(1000)
+            except BlockingIOError:
+                continue
+            raise AssertionError(f"An order did not wait: {answer!r}")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        for order in orders:
+            order.setblocking(True)
+            assert b" 201 " in order.recv(1000)
+
+
+@contextmanager
+def steady_sales(server: Server) -> Iterator[None]:
+    """Sell a hundred times a second, meanwhile, one after the other."""
+    ended = Signal()
+
+    def sell() -> None:
+        while not ended.wait(0.01):
+            run_clients([server.port], post_sale(), total=1)
+
+    seller = Thread(target=sell)
+    seller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        seller.join()
+
+
+def lists(bench: Bench) -> None:
+    """GET /reservations with all of them sold."""
+    with folder() as db, ExitStack() as stack:
+        make_file(db, bench.seats, free=0)
+        server = stack.enter_context(bench.ticketboss(db))
+        bare = stack.enter_context(bench.peer("bare", *bench.best_configuration))
+        measures = {
+            "TicketBoss": lambda: bench.read(server, "/reservations"),
+            f"a bare app ({bench.best_name})": lambda: bench.read(
+                bare, "/reservations"
+            ),
+        }
+        title = f"GET /reservations, {bench.seats} of them, answers a second"
+        report(title, bench.in_turns(measures))
+
+
+class SaleAlone:
+    """Sales of one client, and bare writes of the same file, for some size."""
+
+    def __init__(self, bench: Bench, stack: ExitStack, records: int) -> None:
+        self.count = bench.sales_a_round
+        self.db = stack.enter_context(folder())
+        make_file(self.db, records, free=100_000)
+        self.server = stack.enter_context(bench.ticketboss(self.db))
+        self.bare_path = stack.enter_context(folder())
+
+    def sale(self) -> Sample:
+        """Milliseconds from an order to its answer, on a connection that is kept."""
+        before = cpu_seconds(self.server)
+        load = run_clients([self.server.port], post_sale(), clients=1, total=self.count)
+        cpu_s = cpu_seconds(self.server) - before
+        return Sample(
+            1000 * load.elapsed_s / self.count,
+            cpu_s / load.elapsed_s,
+            load.client_cpu_s / load.elapsed_s,
+            1000 * cpu_s / self.count,
+        )
+
+    def write(self) -> Sample:
+        """Milliseconds to write the file as it is now, and do nothing else."""
+        data = Path(self.db).read_bytes()
+        times = [write_alone(self.bare_path, data) for _ in range(self.count)]
+        return Sample(mean(times), limit="the disk")
+
+
+def alone(bench: Bench) -> None:
+    """One sale, and nothing else, beside the bare durable write of its bytes."""
+    with ExitStack() as stack:
+        one = SaleAlone(bench, stack, bench.seats)
+        found = bench.in_turns(
+            {"TicketBoss, one client": one.sale, "the durable write alone": one.write}
+        )
+    report(f"One sale beside {bench.seats} others, milliseconds", found)
+
+
+def sizes(bench: Bench) -> None:
+    """What a sale costs the more, the more there are; and what writing costs more."""
+    with ExitStack() as stack:
+        measures: dict[str, Measure] = {}
+        for size in bench.sizes:
+            one = SaleAlone(bench, stack, size)
+            measures[f"a sale beside {size:,}"] = one.sale
+            measures[f"the write alone, of {size:,}"] = one.write
+        found = bench.in_turns(measures)
+    least, *larger = (f"{size:,}" for size in bench.sizes)
+    for size in (least, *larger):
+        rows = (f"a sale beside {size}", f"the write alone, of {size}")
+        title = f"One sale beside {size} others, milliseconds"
+        report(title, {row: found[row] for row in rows})
+    for size in larger:
+        growth = {
+            name: _quotients(found[f"{name} {size}"], found[f"{name} {least}"])
+            for name in ("a sale beside", "the write alone, of")
+        }
+        report(f"How many times as long at {size} as at {least}", growth)
+
+
+def servers(bench: Bench) -> None:
+    """The same seats, sold by one server, by two, and by gunicorn's four workers."""
+
+    def one() -> Sample:
+        with folder() as db, bench.ticketboss(db) as server:
+            return bench.sell(server)
+
+    def two() -> Sample:
+        with (
+            folder() as db,
+            bench.ticketboss(db) as server,
+            bench.ticketboss(db) as neighbour,
+        ):
+            return bench.sell(server, neighbour)
+
+    def workers() -> Sample:
+        with folder() as db, gunicorn(bench, db) as server:
+            return bench.sell(server)
+
+    measures = {"one server": one, "two servers on one file": two}
+    if GUNICORN.exists():
+        measures["gunicorn -w 4"] = workers
+    title = f"Selling {bench.seats} seats to {CLIENTS} clients, sales a second"
+    report(title, bench.in_turns(measures), ours_last=True)
+    if not GUNICORN.exists():
+        print("  gunicorn is not installed here: `pip install gunicorn` to measure it")
+
+
+def gunicorn(bench: Bench, db: str) -> Running:
+    """README's line, on a port of its own."""
+    program = bench.program.resolve()
+    return running(
+        [
+            *(str(GUNICORN), "-b", f"{HOST}:0", "-w", "4", "--preload"),
+            *("--chdir", str(program.parent), f"{program.stem}:create_app()"),
+        ],
+        TICKETBOSS_DB=db,
+        TICKETBOSS_SEATS=str(bench.seats),
+        TICKETBOSS_QUIET="1",
+    )
+
+
+def start(bench: Bench) -> None:
+    """From the command to the first answer; and how much memory it has then."""
+    memory = []
+
+    def first_answer() -> Sample:
+        with folder() as db:
+            make_file(db, bench.seats, free=100_000)
+            with bench.ticketboss(db) as server:
+                run_clients([server.port], post_sale(), total=bench.seats)
+                run_clients([server.port], get("/reservations"), total=CLIENTS)
+                memory.append(Sample(resident_mb(server.pid), limit="the libraries"))
+                return Sample(server.first_answer_s, limit="the imports")
+
+    def imports(modules: str) -> Sample:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
+        return Sample(time.perf_counter() - began, limit="the imports")
+
+    found = bench.in_turns(
+        {
+            "start to the first answer": first_answer,
+            "importing Flask and waitress": lambda: imports("flask, waitress"),
+        }
+    )
+    report("Start, seconds", found)
+    report("Memory, MB", {f"after {bench.seats} sales": memory})
+
+
+def resident_mb(pid: int) -> float:
+    """What a process has in memory."""
+    kilobytes = subprocess.check_output(["ps", "-o", "rss=", "-p", str(pid)])
+    return int(kilobytes) / 1024
+
+
+def ceiling(bench: Bench) -> None:
+    """What the clients can do, at a server that does not even read."""
+    command = [sys.executable, str(PEERS), "responder"]
+    with running(command) as server:
+        measures = {"one Python client": lambda: _own(server, bench)}
+        if bench.wrk:
+            measures["wrk"] = lambda: bench.read(server)
+        report("The clients' ceiling, GETs a second", bench.in_turns(measures))
+
+
+def _own(server: Server, bench: Bench) -> Sample:
+    return bench.watch(
+        lambda: run_clients([server.port], get("/event"), seconds=bench.seconds), server
+    )
+
+
+# --- The table ---
+
+
+def report(title: str, found: Found, *, ours_last: bool = False) -> None:
+    """Print a block of rows. A ratio is the first row's median to this row's.
+
+    `ours_last`: the other way round, where the first row is what the others want to be.
+    """
+    print(f"\n{title}")
+    first = _middle(next(iter(found.values())))
+    for name, samples in found.items():
+        middle, values = _middle(samples), [sample.value for sample in samples]
+        ratio = middle / first if ours_last else first / middle
+        spread = f"{_short(min(values))} to {_short(max(values))}"
+        print(
+            f"  {name:<48}  {_short(middle):>8}  {spread:<18}  {ratio:>6.2f}  "
+            f"{limited_by(samples)}",
+            flush=True,
+        )
+
+
+def limited_by(samples: list[Sample]) -> str:
+    """What was busy all the time; if nothing was, what was busy most."""
+    if samples[0].limit:
+        return samples[0].limit
+    server = median(sample.server_cores for sample in samples)
+    client = median(sample.client_cores for sample in samples)
+    cost = f"{median(sample.cpu_ms for sample in samples):.2f} ms each"
+    if client > BUSY:
+        return f"the client, busy {client:.0%}; the server {server:.0%}, {cost}"
+    if server > BUSY:
+        return f"the server's processor, busy {server:.0%}, {cost}"
+    return f"waiting (disk, lock, clients); the server is busy {server:.0%}, {cost}"
+
+
+def _middle(samples: list[Sample]) -> float:
+    return median(sample.value for sample in samples)
+
+
+def _quotients(over: list[Sample], under: list[Sample]) -> list[Sample]:
+    return [
+        Sample(large.value / small.value, limit="as in the rows above")
+        for large, small in zip(over, under, strict=True)
+    ]
+
+
+def _short(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "sales": sales,
+    "reads": reads,
+    "waiting": waiting,
+    "lists": lists,
+    "alone": alone,
+    "sizes": sizes,
+    "servers": servers,
+    "start": start,
+    "ceiling": ceiling,
+}
 
 
 def main() -> None:
-    """Measure all, and print the table."""
-    for _ in range(ROUNDS):
-        measure_once()
-    measure_sizes()
-    m = {name: median(figures) for name, figures in found.items()}
-    most = max(4, 1.6 * m["write 10000"] / m["write 100"])
-    rows = [
-        ("POST: a bare app", "POST", "bare POST", "0.5 or more"),
-        ("POST: a commit for each sale", "POST", "commit each", "2 or more"),
-        ("POST: an app over SQLite", "POST", "SQLite", "1.5 or more"),
-        ("  its writers in line at a lock", "POST", "SQLite, locked", ""),
-        ("GET /event: a bare app", "GET", "bare GET", "0.85 or more"),
-        ("  while orders wait", "GET, locked", "bare GET", "0.85 or more"),
-        ("GET /reservations: a bare app", "list", "bare list", ""),
-        ("first answer, s: the imports", "first answer", "import", "3 or less"),
-    ]
-    for size in SIZES:
-        goal = f"{most:.1f} or less" if size == 10_000 else ""
-        rows += [
-            (f"a sale at {size:,}, s: at 100", f"sale {size}", "sale 100", goal),
-            ("  the write alone", f"sale {size}", f"write {size}", ""),
-        ]
-    table = "{:34}{:>11}{:>10}{:>7}  {}".format
-    print(table("answers a second", "TicketBoss", "other", "ratio", "goal"))
-    for label, ours, other, goal in rows:
-        ratio = f"{m[ours] / m[other]:.2f}"
-        print(table(label, f"{m[ours]:.4g}", f"{m[other]:.4g}", ratio, goal).rstrip())
-    print(table("memory at 500 records, MB", f"{m['memory']:.0f}", "", "", "under 80"))
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1, help="for each GET figure")
+    parser.add_argument("--against", type=Path, help="an older ticketboss.py")
+    parser.add_argument("--program", type=Path, default=PROGRAM)
+    parser.add_argument("--client", choices=["wrk", "own"], default="wrk")
+    parser.add_argument("--small", action="store_true", help="to see that it works")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if bench_client.WRK is None:
+        options.client = "own"
+    bench = Bench(options)
+    reader = "wrk, in C" if bench.wrk else "one Python process"
+    cores, load = os.cpu_count(), os.getloadavg()[0]
+    print(f"GETs are sent by {reader}, sales by one Python process.")
+    print(f"{bench.rounds} rounds on {cores} cores, whose load was {load:.1f} before.")
+    print("Columns: median, range, the first row's ratio to this one, limited by what.")
+    for name in options.parts or PARTS:
+        PARTS[name](bench)
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:]) if sys.argv[1:] else main()
+    main()
