@@ -101,7 +101,7 @@ class Bench:
                 for configuration in self.configurations
             }
             found = self.in_turns(measures, min(self.rounds, 3))
-        return max(self.configurations, key=lambda it: _middle(found[str(it)]))
+        return max(self.configurations, key=lambda it: max(found[str(it)]))
 
     @property
     def best_name(self) -> str:
