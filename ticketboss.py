@@ -28,6 +28,7 @@ everything.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import functools
@@ -50,8 +51,8 @@ import threading
 import time
 import unicodedata
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import ChainMap, Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args
@@ -248,11 +249,28 @@ class InDoubt(TicketBossError):
 # randomness and no HTTP.
 
 
-class Document(Value, frozen=True):
-    """An event with its reservations: the unit of optimistic concurrency."""
+class Document(Struct, frozen=True):
+    """An event with its reservations: the unit of optimistic concurrency.
+
+    A change copies no reservations. It puts what it changed in front of what it found
+    (a ChainMap), so that it costs the same at ten reservations and at fifty thousand,
+    and so that a store sees what there is to write. `settled` makes one dict of both.
+    """
 
     event: Event
-    reservations: dict[str, Reservation]
+    reservations: Mapping[str, Reservation]
+    waiting: tuple[str, ...]  # the ids of those who wait, first come first
+
+    @staticmethod
+    def of(event: Event, reservations: dict[str, Reservation]) -> Document:
+        """A document as it is stored: who waits is found in the reservations.
+
+        Ordered by version, the order of arrival that no clock can upset.
+        """
+        waiting = [r for r in reservations.values() if r.status == "waitlisted"]
+        waiting.sort(key=lambda r: r.event_version_at_reservation or 0)
+        ids = tuple(r.reservation_id for r in waiting)
+        return Document(event, reservations, ids)
 
     @staticmethod
     def open(existing: Document | None, event: Event) -> Document:
@@ -262,10 +280,10 @@ class Document(Value, frozen=True):
         ever names two states.
         """
         if existing is None:
-            return Document(replace(event, version=0), {})
+            return Document.of(replace(event, version=0), {})
         if not existing.event.deleted:
             raise AlreadyExists(f"Event {event.event_id} exists already")
-        return Document(replace(event, version=existing.event.version + 1), {})
+        return Document.of(replace(event, version=existing.event.version + 1), {})
 
     def close(self) -> Document:
         """Mark the event deleted and drop its bookings."""
@@ -275,7 +293,7 @@ class Document(Value, frozen=True):
             version=self.event.version + 1,
             available_seats=self.event.total_seats,
         )
-        return Document(event, {})
+        return Document.of(event, {})
 
     def reserve(self, order: Reservation, queue: QueueRule = "never") -> Document:
         """Sell `order`, or let it join the end of the waiting list; one change.
@@ -284,15 +302,15 @@ class Document(Value, frozen=True):
         of the list. Raises NotEnoughSeats if `queue` forbids waiting, or if the order
         exceeds the whole event: it would block the list for ever.
         """
-        event, waiting = self.event, self.waiting_list()
-        on_sale = 0 if waiting else event.available_seats
+        event = self.event
+        on_sale = 0 if self.waiting else event.available_seats
         order = replace(order, event_version_at_reservation=event.version + 1)
         if order.seats <= on_sale:
             return self._changed(replace(order, status="confirmed"), -order.seats)
         may_wait = queue == "when short" or (queue == "when sold out" and on_sale == 0)
         if not may_wait or order.seats > event.total_seats:
             raise NotEnoughSeats("Not enough seats left")
-        order = replace(order, status="waitlisted", joined_at=len(waiting) + 1)
+        order = replace(order, status="waitlisted", joined_at=len(self.waiting) + 1)
         return self._changed(order, 0)
 
     def reserve_for_user(self, order: Reservation, names: frozenset[str]) -> Document:
@@ -361,13 +379,11 @@ class Document(Value, frozen=True):
             promoted[head.reservation_id] = replace(head, status="confirmed")
         if not promoted:
             return self
-        event = replace(self.event, available_seats=left)
-        return Document(event, self.reservations | promoted)
+        return self._with(replace(self.event, available_seats=left), promoted)
 
     def waiting_list(self) -> list[Reservation]:
-        """The waiting list, first come first. Ordered by version, not by clock."""
-        waiting = [r for r in self.reservations.values() if r.status == "waitlisted"]
-        return sorted(waiting, key=lambda r: r.event_version_at_reservation or 0)
+        """The waiting list, first come first."""
+        return [self.reservations[reservation_id] for reservation_id in self.waiting]
 
     def is_replay(self, order: Reservation) -> bool:
         """Whether this key already produced this reservation.
@@ -390,18 +406,46 @@ class Document(Value, frozen=True):
         if versions is not None and str(self.event.version) not in versions:
             raise Stale(self.event.version)
 
-    def check(self) -> Iterator[str]:
-        """Yield a sentence for each thing that does not add up."""
+    def changed_since(
+        self, before: Document | None
+    ) -> Mapping[str, Reservation] | None:
+        """The reservations that changes put in front of those of `before`.
+
+        None if this document did not come from that one by changes alone.
+        """
+        if before is None or not isinstance(self.reservations, ChainMap):
+            return None
+        changes, found = self.reservations.maps
+        return changes if found is before.reservations else None
+
+    def settled(self) -> Document:
+        """The same document, with all its reservations in one dict."""
+        if not isinstance(self.reservations, ChainMap):
+            return self
+        changes, found = self.reservations.maps
+        return Document(self.event, {**found, **changes}, self.waiting)
+
+    def check(self, before: Document | None = None) -> Iterator[str]:
+        """Yield a sentence for each thing that does not add up.
+
+        After changes of `before`, which added up, only those are looked at.
+        """
         event = self.event
-        held = sum(
-            [r.seats for r in self.reservations.values() if r.status == "confirmed"]
-        )
+        held = 0
+        changed = self.changed_since(before)
+        if before is not None and changed is not None:
+            replaced = [before.reservations.get(key) for key in changed]
+            held = before.event.total_seats - before.event.available_seats
+            held -= sum(r.seats for r in replaced if r and r.status == "confirmed")
+        else:
+            changed = self.reservations
+        held += sum([r.seats for r in changed.values() if r.status == "confirmed"])
         if held + event.available_seats != event.total_seats:
             yield (
                 f"{held} seats confirmed and {event.available_seats} available do not "
                 f"make {event.total_seats} in total"
             )
-        for key, reservation in self.reservations.items():
+        for key, reservation in changed.items():
             if key != reservation.reservation_id:
                 yield f"reservation {reservation.reservation_id} has the key {key}"
             latest = max(
@@ -424,7 +468,7 @@ class Document(Value, frozen=True):
             total_tickets=event.total_seats,
             tickets_sold=sold,
             available_tickets=event.available_seats,
-            waiting_list_count=len(self.waiting_list()),
+            waiting_list_count=len(self.waiting),
             price=event.price,
             revenue=sold * event.price,
         )
@@ -436,8 +480,24 @@ class Document(Value, frozen=True):
             version=self.event.version + 1,
             available_seats=self.event.available_seats + freed,
         )
-        key = reservation.reservation_id
-        return Document(event, self.reservations | {key: reservation})
+        return self._with(event, {reservation.reservation_id: reservation})
+
+    def _with(self, event: Event, changed: dict[str, Reservation]) -> Document:
+        """This document with another event, and some other reservations."""
+        waiting = self.waiting
+        for key, reservation in changed.items():
+            if reservation.status != "waitlisted":
+                waiting = tuple(other for other in waiting if other != key)
+            elif key not in waiting:
+                waiting = (*waiting, key)
+        if isinstance(self.reservations, ChainMap):
+            earlier, found = self.reservations.maps
+            reservations = ChainMap({**earlier, **changed}, found)
+        else:
+            reservations = ChainMap(
+                changed, cast("dict[str, Reservation]", self.reservations)
+            )
+        return Document(event, reservations, waiting)
 
 
 class Accounts(Value, frozen=True):
@@ -458,6 +518,9 @@ class Accounts(Value, frozen=True):
             names += {normalize_name(account.email), normalize_name(account.username)}
         if len(names) > len(set(names)):
             yield "two accounts have the same e-mail or username"
+
+
+NO_ACCOUNTS: Final = Accounts()
 
 
 class Database(Struct, frozen=True):
@@ -490,31 +553,51 @@ class Database(Struct, frozen=True):
             return self
         return replace(self, documents=self.documents | {key: document})
 
-    def check(self) -> Iterator[str]:
-        """Yield a sentence for each thing that does not add up."""
+    def settled(self) -> Database:
+        """The same database, ready for the next changes."""
+        documents = {
+            key: document.settled() for key, document in self.documents.items()
+        }
+        return replace(self, documents=documents)
+
+    def check(self, before: Database | None = None) -> Iterator[str]:
+        """Yield a sentence for each thing that does not add up.
+
+        What is the same object in `before`, which added up, is not looked at.
+        """
         for key, document in self.documents.items():
+            known = before.documents.get(key) if before else None
+            if document is known:
+                continue
             if key != str(document.event.event_id):
                 yield f"event {document.event.event_id} has the key {key}"
-            for problem in document.check():
+            for problem in document.check(known):
                 yield f"event {key}: {problem}"
-        yield from self.accounts.check()
+        if before is None or self.accounts is not before.accounts:
+            yield from self.accounts.check()
 
 
-class DatabaseFile(Value, frozen=True):
-    """The layout of db.json: the seeded event on top, what came later below it."""
+class StoredEvent(Value, frozen=True):
+    """The layout of an event in db.json."""
 
     event: Event
     reservations: dict[str, Reservation]
-    events: dict[str, Document] = {}
-    accounts: Accounts | None = None
 
-    @staticmethod
-    def of(database: Database) -> DatabaseFile:
-        """Lay out a database."""
-        others = dict(database.documents)
-        seeded = others.pop(database.seeded)
-        accounts = database.accounts if database.accounts.version else None
-        return DatabaseFile(seeded.event, seeded.reservations, others, accounts)
+
+class StoredDatabase(StoredEvent, frozen=True):
+    """The layout of db.json: the seeded event on top, what came later below it."""
+
+    events: dict[str, StoredEvent] = {}
+    accounts: Accounts = NO_ACCOUNTS
+
+    def filled(self, reservations: list[dict[str, Reservation]]) -> StoredDatabase:
+        """The same with other reservations, those of the seeded event first."""
+        first, *others = reservations
+        events = {
+            key: StoredEvent(stored.event, filling)
+            for (key, stored), filling in zip(self.events.items(), others, strict=True)
+        }
+        return StoredDatabase(self.event, first, events, self.accounts)
 
     def database(self) -> Database:
         """The database that is laid out here. Raises ValueError."""
@@ -523,8 +606,11 @@ class DatabaseFile(Value, frozen=True):
             raise ValueError(f"the event {seeded} is there twice")
         if self.event.deleted:
             raise ValueError(f"its first event {seeded} is marked deleted")
-        documents = {seeded: Document(self.event, self.reservations), **self.events}
-        database = Database(seeded, documents, self.accounts or Accounts())
+        documents = {
+            key: Document.of(stored.event, stored.reservations)
+            for key, stored in {seeded: self, **self.events}.items()
+        }
+        database = Database(seeded, documents, self.accounts)
         for problem in database.check():
             raise ValueError(problem)
         return database
@@ -560,22 +646,22 @@ def merge(seen: Database, wanted: Database, now: Database) -> Database | None:
     for key in changed:
         if now.documents.get(key) != seen.documents.get(key):
             return None
-    new_accounts = wanted.accounts is not seen.accounts
-    if new_accounts and now.accounts != seen.accounts:
-        return None
-    accounts = wanted.accounts if new_accounts else Accounts()
-    for problem in Database(wanted.seeded, changed, accounts).check():
+    accounts = now.accounts
+    if wanted.accounts is not seen.accounts:
+        if now.accounts != seen.accounts:
+            return None
+        accounts = wanted.accounts
+    merged = Database(now.seeded, now.documents | changed, accounts)
+    for problem in merged.check(now):
         raise AssertionError(problem)  # a bug: do not sell then
-    return Database(
-        now.seeded, now.documents | changed, accounts if new_accounts else now.accounts
-    )
+    return merged
 
 
 def seed(seats: int) -> Database:
     """What a first start stores: one event without reservations."""
     key = "node-meetup-2025"
     event = Event(key, "Node.js Meet-up", seats, seats, 0)
-    return Database(key, {key: Document(event, {})}, Accounts())
+    return Database(key, {key: Document.of(event, {})}, NO_ACCOUNTS)
 
 
 # === 4. Store ================================================================
@@ -589,24 +675,32 @@ log: Final = logging.getLogger("ticketboss")
 
 
 class Snapshot:
-    """A parsed database plus an open descriptor of its file.
+    """A parsed database, its text, and an open descriptor of its file.
 
     The descriptor pins the inode, so device, inode, time and size identify the
     content. An unpinned inode is reused, and a stale cache looks fresh (300 versions
     in a row shared two inodes on ext4).
     """
 
-    def __init__(self, path: str, database: Database | None = None) -> None:
+    def __init__(self, path: str) -> None:
         # Non-blocking, because opening a FIFO would hang.
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         status = os.fstat(self._fd)  # before reading: an edit meanwhile makes it differ
         if not stat.S_ISREG(status.st_mode):
             raise Unavailable("db.json is not a regular file")
         self.file_id = _file_id(status)
-        if database is None:
-            with open(self._fd, "rb", closefd=False) as file:
-                database = _decode(file.read())
-        self.database = database
+        self.problem = ""  # why there is no database in it
+        self.database: Database
+        self.lines: Lines
+
+    def parse(self, before: Snapshot | None) -> None:
+        """Read the file. What is as it was in `before` is not decoded again."""
+        with open(self._fd, "rb", closefd=False) as file:
+            text = file.read()
+        try:
+            self.database, self.lines = _decode(text, before)
+        except Unavailable as error:
+            self.problem = str(error)
 
     def __del__(self) -> None:
         """Release the file. Freeing its blocks may take as long as a commit."""
@@ -626,7 +720,9 @@ class Store:
         self._mutex = threading.RLock()
         self._file_locks: dict[int, FileLock] = {}  # one for each process, by its id
         self._lock_fd = -1  # the descriptor of the lock file that we hold
-        self._snapshot: Snapshot | None = None
+        self._parsing = threading.Lock()  # held by the thread that parses a new file
+        self._snapshot: Snapshot | None = None  # of the file as last seen
+        self._written: Snapshot | None = None  # of the file that we renamed last
         self.durability_error = ""  # why the last write might not survive a crash
 
     def open(self, seats: int, *, may_seed: bool = True) -> None:
@@ -668,10 +764,25 @@ class Store:
         Raises Unavailable, with the place in the file where it does not fit.
         """
         with _os_errors_as_unavailable("db.json cannot be read"):
-            snapshot = self._snapshot
-            if snapshot is None or snapshot.file_id != _file_id(os.stat(self.path)):
-                snapshot = self._snapshot = Snapshot(self.path)
-            return snapshot
+            snapshot = self._known(_file_id(os.stat(self.path)))
+            if snapshot is None:
+                with self._parsing:  # one thread parses, the others wait for it
+                    snapshot = self._known(_file_id(os.stat(self.path)))
+                    if snapshot is None:
+                        snapshot = Snapshot(self.path)
+                        snapshot.parse(self._snapshot)
+                        self._snapshot = snapshot
+        if snapshot.problem:
+            raise Unavailable(snapshot.problem)
+        return snapshot
+
+    def _known(self, file_id: tuple[int, ...]) -> Snapshot | None:
+        """The snapshot of that very file, if we have it."""
+        # Written comes first: between a rename and its end, it alone is right.
+        for snapshot in (self._written, self._snapshot):
+            if snapshot is not None and snapshot.file_id == file_id:
+                return snapshot
+        return None
 
     def swap(self, seen: Snapshot, wanted: Database) -> bool:
         """Compare-and-swap: replace `seen` by `wanted` unless somebody changed it.
@@ -690,6 +801,7 @@ class Store:
                     if not self._files_unchanged(now):
                         os.unlink(temp_path)
                         return False
+                    self._written = snapshot
                     os.replace(temp_path, self.path)  # the commit point
                 self._snapshot = snapshot
             self._sync_folder(folder_fd)
@@ -773,18 +885,20 @@ class Store:
         path = f"{self._hidden}.{secrets.token_hex(8)}.tmp"
         try:
             with _os_errors_as_unavailable("db.json cannot be written"):
-                unwritten = memoryview(_encode(database))
+                lines = _encode(database, old)
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 try:
-                    while unwritten:  # a disk may take less than it is given
-                        unwritten = unwritten[os.write(fd, unwritten) :]
+                    _write(fd, _text(database, lines))
                     if old is not None:
                         _copy_owner_and_mode(fd, os.stat(self.path), database)
                     # Without it, a power cut may leave the new name on an empty file.
                     _sync(fd)
                 finally:
                     os.close(fd)
-                yield path, Snapshot(path, database)
+                snapshot = Snapshot(path)
+                snapshot.database = database.settled()
+                snapshot.lines = lines
+                yield path, snapshot
         except BaseException:
             with suppress(OSError):
                 os.unlink(path)
@@ -806,26 +920,158 @@ class Store:
         self.durability_error = ""
 
 
-def _encode(database: Database) -> bytes:
-    layout = DatabaseFile.of(database)
-    return msgspec.json.format(msgspec.json.encode(layout), indent=2) + b"\n"
+class Lines(NamedTuple):
+    """The parts of db.json's text that stay as they are while their records do."""
+
+    reservations: dict[str, dict[str, bytes]]  # a line for each, by event and id
+    accounts: bytes
 
 
-def _decode(text: bytes) -> Database:
+def _encode(database: Database, before: Snapshot | None) -> Lines:
+    """The lines of a database; only what changed since `before` is encoded."""
+    reservations = {}
+    for key, document in database.documents.items():
+        old = before.database.documents.get(key) if before else None
+        changed = document.changed_since(old)
+        if before and document is old:
+            reservations[key] = before.lines.reservations[key]
+        elif before and changed is not None:
+            reservations[key] = before.lines.reservations[key] | _lines_of(changed)
+        else:
+            reservations[key] = _lines_of(document.reservations)
+    if before and database.accounts is before.database.accounts:
+        return Lines(reservations, before.lines.accounts)
+    return Lines(reservations, _pretty(database.accounts, b"  "))
+
+
+def _lines_of(records: Mapping[str, Struct]) -> dict[str, bytes]:
+    return {
+        key: _key(key) + msgspec.json.format(msgspec.json.encode(record), indent=0)
+        for key, record in records.items()
+    }
+
+
+def _key(key: str) -> bytes:
+    return msgspec.json.encode(key) + b": "
+
+
+def _pretty(value: Struct, indent: bytes) -> bytes:
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    return text.replace(b"\n", b"\n" + indent)
+
+
+def _text(database: Database, lines: Lines) -> list[bytes]:
+    """The text of db.json, in parts: large ones are not copied to make one of them."""
+    seeded = database.seeded
+    document = database.documents[seeded]
+    parts = [b"{\n", *_event_text(document.event, lines.reservations[seeded], b"  ")]
+    others = [key for key in database.documents if key != seeded]
+    for key in others:
+        event = database.documents[key].event
+        parts.append(b',\n  "events": {\n' if key == others[0] else b",\n")
+        parts.append(b"    " + _key(key) + b"{\n")
+        parts += _event_text(event, lines.reservations[key], b"      ")
+        parts.append(b"\n    }")
+    if others:
+        parts.append(b"\n  }")
+    if database.accounts.version:
+        parts += [b',\n  "accounts": ', lines.accounts]
+    parts.append(b"\n}\n")
+    return parts
+
+
+def _event_text(event: Event, lines: dict[str, bytes], indent: bytes) -> list[bytes]:
+    before = indent + b'"event": ' + _pretty(event, indent) + b",\n"
+    before += indent + b'"reservations": '
+    if not lines:
+        return [before, b"{}"]
+    newline = b"\n" + indent + b"  "
+    listed = (b"," + newline).join(lines.values())
+    return [before, b"{", newline, listed, b"\n", indent, b"}"]
+
+
+def _write(fd: int, parts: list[bytes]) -> None:
+    """Write all parts; small ones together, since each call costs."""
+    small: list[bytes] = []
+    for part in [*parts, b""]:
+        if part and len(part) < 2**16:
+            small.append(part)
+            continue
+        for piece in (b"".join(small), part):
+            unwritten = memoryview(piece)
+            while unwritten:  # a disk may take less than it is given
+                unwritten = unwritten[os.write(fd, unwritten) :]
+        small = []
+
+
+def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
+    """The database in a text, and its lines. Raises Unavailable."""
+    text = text.removeprefix(codecs.BOM_UTF8)  # PowerShell and some editors write one
     try:
-        layout = msgspec.json.decode(text, type=DatabaseFile)
+        known = _decode_lines(text, before)
+        if known is not None:
+            return known
+        database = msgspec.json.decode(text, type=StoredDatabase).database()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unavailable(f"db.json is not valid: {error}") from None
-    try:
-        database = layout.database()
     except ValueError as error:
         raise Unavailable(f"db.json does not add up: {error}") from None
-    if _encode(database) != text:  # edited by hand, so a field may be there twice
-        try:
-            UNAMBIGUOUS.decode(text.decode())
-        except (ValueError, RecursionError) as error:
-            raise Unavailable(f"db.json is ambiguous: {error}") from None
-    return database
+    # The text is not as we write it, so it was edited, and a field may be there twice.
+    try:
+        UNAMBIGUOUS.decode(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise Unavailable(f"db.json is ambiguous: {error}") from None
+    return database, _encode(database, None)
+
+
+def _decode_lines(
+    text: bytes, before: Snapshot | None
+) -> tuple[Database, Lines] | None:
+    """Decode a text that we wrote: its frame, and those lines not known from `before`.
+
+    None if it is not exactly what we would write.
+    """
+    known: dict[bytes, Reservation] = {}
+    if before is not None and not before.problem:
+        for key, document in before.database.documents.items():
+            old_lines = before.lines.reservations[key].values()
+            known.update(zip(old_lines, document.reservations.values(), strict=True))
+    frame: list[bytes] = []
+    reservations: list[dict[str, Reservation]] = []  # of each event
+    lines: list[dict[str, bytes]] = []  # of each event
+    try:
+        for line in text.split(b"\n"):
+            record = line.strip(b" ,")
+            reservation = known.get(record)
+            if reservation is None and _is_record(record):
+                record, reservation = _decode_line(record)
+            if reservation is not None:
+                reservations[-1][reservation.reservation_id] = reservation
+                lines[-1][reservation.reservation_id] = record
+                continue
+            frame.append(line)
+            if record.startswith(b'"reservations": {'):
+                reservations.append({})
+                lines.append({})
+        stored = msgspec.json.decode(b"\n".join(frame), type=StoredDatabase)
+        database = stored.filled(reservations).database()
+    except (msgspec.DecodeError, ValueError, IndexError, RecursionError):
+        return None
+    of_events = dict(zip(database.documents, lines, strict=True))
+    found = Lines(of_events, _pretty(database.accounts, b"  "))
+    return (database, found) if b"".join(_text(database, found)) == text else None
+
+
+def _is_record(line: bytes) -> bool:
+    return line.startswith(b'"') and line.endswith(b"}") and not line.endswith(b"{}")
+
+
+def _decode_line(line: bytes) -> tuple[bytes, Reservation]:
+    """The record of a line, and the line as we write it."""
+    decoded = msgspec.json.decode(b"{" + line + b"}", type=dict[str, Reservation])
+    [reservation] = decoded.values()
+    [as_written] = _lines_of(decoded).values()
+    return as_written, reservation
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -1327,7 +1573,7 @@ class BoxOffice:
                 own_id = next(n for n in itertools.count(1) if str(n) not in used)
             existing = used.get(str(own_id))
             opened = replace(event, event_id=own_id)
-            (existing or Document(opened, {})).require_version(caller.if_match)
+            (existing or Document.of(opened, {})).require_version(caller.if_match)
             return database.with_document(Document.open(existing, opened))
 
         pending = self.transactions.transact(decide)
@@ -2198,7 +2444,7 @@ def show_status(event_id: str) -> Response:
             "availableTickets": event.available_seats,
             "available_tickets": event.available_seats,
             "bookedTickets": event.total_seats - event.available_seats,
-            "waitingListCount": len(document.waiting_list()),
+            "waitingListCount": len(document.waiting),
             "version": event.version,
         }
     )
@@ -2390,7 +2636,7 @@ def create_event() -> Response:
     date = require_date(body, "date")
     event = Event("", name, total, total, 0, 0, date, g.account.id, timestamp())
     event = open_event(event, None)
-    answer = v1_event_json(Document(event, {}))
+    answer = v1_event_json(Document.of(event, {}))
     return envelope("Event created successfully.", answer, 201)
 
 
@@ -2515,7 +2761,7 @@ def show_booking_status(event_id: str) -> Response:
         "Event status retrieved successfully.",
         {
             "availableTickets": document.event.available_seats,
-            "waitlistedCount": len(document.waiting_list()),
+            "waitlistedCount": len(document.waiting),
         },
     )
 

@@ -1078,7 +1078,7 @@ def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
     for name in ("quiet", "busy"):
         Transactions(here).transact(
             lambda database, name=name: database.with_document(
-                Document(Event(name, name, 5, 5, 0), {})
+                Document.of(Event(name, name, 5, 5, 0), {})
             )
         )
     decided = []

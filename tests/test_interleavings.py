@@ -305,7 +305,7 @@ def office(monkeypatch):
     early = seeded.document(None).reserve(
         t.Reservation("early", "early", 2, "waitlisted")
     )
-    another = t.Document(t.Event(2, "Another", 2, 2, 0), {})
+    another = t.Document.of(t.Event(2, "Another", 2, 2, 0), {})
     start = seeded.with_document(early).with_document(another)
     with tempfile.TemporaryDirectory(dir=RAM if os.path.isdir(RAM) else None) as folder:
         yield lambda wishes, kind=Stepped: Office(

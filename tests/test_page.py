@@ -295,7 +295,7 @@ def stadium(seats, orders, each):
     ]
     free = seats - orders * each
     event = ticketboss.Event("million", "A Million", seats, free, orders)
-    return ticketboss.Document(event, {r.reservation_id: r for r in records})
+    return ticketboss.Document.of(event, {r.reservation_id: r for r in records})
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ LATER = "2025-01-02T00:00:00.000Z"
 
 def event(total, version=0):
     """An event with nobody in it."""
-    return Document(Event("gig", "Gig", total, total, version), {})
+    return Document.of(Event("gig", "Gig", total, total, version), {})
 
 
 def wish(name, seats=1, user=""):
@@ -68,7 +68,7 @@ def numbers(document):
 def test_seats_that_are_free_are_sold(wait):
     before = event(5, version=7)
     after = before.reserve(wish("a", 5), wait)
-    assert after == Document(
+    assert after == Document.of(
         Event("gig", "Gig", 5, 0, 8),
         {
             "a": replace(
@@ -137,14 +137,14 @@ def test_the_line_is_by_order_of_arrival_and_not_by_clock_or_place_in_the_file()
         k: replace(r, ts=f"2025-01-0{days[k]}T00:00:00.000Z")
         for k, r in document.reservations.items()
     }
-    turned = Document(document.event, dict(reversed(records.items())))
+    turned = Document.of(document.event, dict(reversed(records.items())))
     assert line(turned) == line(document) == "bcd"
     assert names(turned.cancel("a", LATER), "confirmed") == "b"
 
 
 def test_free_seats_beside_a_waiting_head_are_not_sold_to_newcomers():
     document = sold(3, ("a", 3), ("b", 2))
-    freed = Document(
+    freed = Document.of(
         replace(document.event, available_seats=3), {"b": document.reservations["b"]}
     )  # as a program without a waiting list may leave the file
     for order in wish("c", 1), wish("c", 2):
@@ -161,7 +161,7 @@ def test_free_seats_beside_a_waiting_head_are_not_sold_to_newcomers():
 def test_a_cancelled_reservation_stays_and_its_seats_are_free_again():
     before = sold(5, ("a", 3), ("b", 1))
     after = before.cancel("a", LATER)
-    assert after == Document(
+    assert after == Document.of(
         Event("gig", "Gig", 5, 4, 3),
         {
             "a": replace(
@@ -278,7 +278,7 @@ def test_promote_leaves_alone_what_cannot_be_bettered():
 
 def test_promote_serves_all_that_fit_and_counts_no_version():
     full = sold(4, ("a", 4), ("b", 1), ("c", 2), ("d", 2), ("e", 1))
-    freed = Document(
+    freed = Document.of(
         replace(full.event, available_seats=4),
         {k: r for k, r in full.reservations.items() if k != "a"},
     )
@@ -386,7 +386,7 @@ def test_what_does_not_add_up_is_told_with_its_numbers_or_by_the_reservation(
 ):
     assert [*GOOD.check()] == []
     record = replace(GOOD.reservations["a"], **record_fields)
-    wrong = Document(
+    wrong = Document.of(
         replace(GOOD.event, **event_fields), GOOD.reservations | {"a": record}
     )
     (fault,) = wrong.check()
