@@ -86,20 +86,20 @@ def pattern(text: str) -> re.Pattern[str]:
 
 def span(source: str, place: str) -> tuple[int, int]:
     """Find where a function or class begins and ends. Raises ValueError."""
-    found: list[ast.AST] = [ast.parse(source)]
-    for name in place.split("."):
-        found = [
-            node
-            for parent in found
-            for node in ast.walk(parent)
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
-        ]
+    first, *inner = place.split(".")
+    found = [node for node in ast.parse(source).body if is_called(node, first)]
+    for name in inner:
+        found = [n for node in found for n in ast.walk(node) if is_called(n, name)]
     if len(found) != 1:
         raise ValueError(f"{len(found)} functions or classes, not one: {place}")
     node = found[0]
     starts = [0, *(end.end() for end in re.finditer("\n", source))]
     first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
     return starts[first - 1], starts[node.end_lineno]
+
+
+def is_called(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
 
 
 def plants(text: str) -> list[Plant]:
