@@ -1128,9 +1128,6 @@ def _os_errors_as_unavailable(what: str) -> Iterator[None]:
 
 Decision = Callable[[Database], Database]  # pure: run again, and by any thread
 MAX_BATCH: Final = 256  # decisions in one write
-COMMIT_DELAY_S: Final = 0.001  # a write waits for more of a crowd, as PostgreSQL's does
-SWITCH_S: Final = 0.0005  # between Python's threads, during a commit
-USUAL_SWITCH_S: Final = sys.getswitchinterval()
 
 
 class PendingCommit:
@@ -1142,7 +1139,8 @@ class PendingCommit:
         self.changed = False  # whether it left anything different
         self.attempts = 0  # how many times it was decided
         self.error: Exception | None = None
-        self.done = False
+        self.is_decided = False  # until it is, nobody may take it for confirmed
+        self.done = False  # a leader has tried to commit it
         self.ready = threading.Lock()  # one each: a shared one would wake everybody
         self.ready.acquire()
 
@@ -1161,7 +1159,6 @@ class Transactions:
         self._mutex = threading.Lock()
         self._queue: deque[PendingCommit] = deque()
         self._has_leader = False  # somebody commits, or is about to
-        self._last_batch = 0  # how many changes the last write served
 
     def transact(self, decide: Decision) -> PendingCommit:
         """Apply `decide` to what is stored; return when the result is on the disk.
@@ -1174,6 +1171,11 @@ class Transactions:
             self._commit([pending])
         elif self._wait_or_lead(pending):
             self._lead_batch(pending)
+        if not pending.is_decided:
+            raise InDoubt(
+                "The outcome is unknown: the thread that saved the change has died. "
+                "Look before you try again."
+            )
         if pending.error is not None:
             if isinstance(pending.error, TicketBossError):
                 pending.error.attempts = pending.attempts
@@ -1197,18 +1199,12 @@ class Transactions:
 
     def _lead_batch(self, first: PendingCommit) -> None:
         """Commit for all who wait; pass the lead to the next, and wake the others."""
-        if self._last_batch > 1:  # so more are on their way
-            time.sleep(COMMIT_DELAY_S)
         with self._mutex:
             followers = min(len(self._queue), MAX_BATCH - 1)
             batch = [first, *(self._queue.popleft() for _ in range(followers))]
-        self._last_batch = len(batch)
-        # A write makes twenty system calls and waits for Python's lock after each.
-        sys.setswitchinterval(SWITCH_S)
         try:
             replaced = self._commit(batch)
         finally:
-            sys.setswitchinterval(USUAL_SWITCH_S)
             with self._mutex:
                 next_leader = self._queue.popleft() if self._queue else None
                 self._has_leader = next_leader is not None
@@ -1233,12 +1229,15 @@ class Transactions:
                     # A batch of refusals needs no write. Anything else, even a replay,
                     # is answered only once it is on the disk.
                     if all(p.error for p in batch) or self._store.swap(seen, wanted):
+                        for pending in batch:
+                            pending.is_decided = True
                         return seen
                 if is_sure and time.monotonic() > deadline:
                     raise Contended("Others were always first")
         except Exception as error:  # noqa: BLE001 -- everyone in the batch raises it
             for pending in batch:  # refusals too: they may rest on a sale that failed
                 pending.error = error
+                pending.is_decided = True
         return None
 
     def _decide_all(
