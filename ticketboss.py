@@ -38,6 +38,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -55,6 +56,7 @@ from collections import ChainMap, Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -191,6 +193,10 @@ class TicketBossError(Exception):
 
     attempts = 1  # how many times it was decided
 
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text)
+        self.detail = detail  # for the operator alone: a path, and who owns it
+
 
 class NotEnoughSeats(TicketBossError):
     """Fewer seats are on sale than were asked for."""
@@ -233,6 +239,14 @@ class NotAllowed(TicketBossError):
 
 class Unavailable(TicketBossError):
     """The database, its disk or its lock cannot be used. Nothing was changed."""
+
+
+class Damaged(Unavailable):
+    """The content of the database is at fault. Nothing was changed."""
+
+
+class Unwritable(Unavailable):
+    """The database can perhaps be read, but not be written. Nothing was changed."""
 
 
 class Contended(TicketBossError):
@@ -699,7 +713,7 @@ class Snapshot:
             text = file.read()
         try:
             self.database, self.lines = _decode(text, before)
-        except Unavailable as error:
+        except Damaged as error:
             self.problem = str(error)
 
     def __del__(self) -> None:
@@ -716,6 +730,7 @@ class Store:
         self.path = os.path.realpath(path)
         self._folder, name = os.path.split(self.path)
         self._hidden = f"{self._folder}/.{name}"  # prefix of lock and temporary files
+        self._lock_path = f"{self._hidden}.lock"
         self._timeout_s = timeout_s
         self._mutex = threading.RLock()
         self._file_locks: dict[int, FileLock] = {}  # one for each process, by its id
@@ -723,38 +738,44 @@ class Store:
         self._parsing = threading.Lock()  # held by the thread that parses a new file
         self._snapshot: Snapshot | None = None  # of the file as last seen
         self._written: Snapshot | None = None  # of the file that we renamed last
-        self.durability_error = ""  # why the last write might not survive a crash
+        self._write_error = ""  # why the last write failed, or might not survive
+        self._must_write = False  # the last write might not survive a crash
+        self._proved_at = -math.inf
 
-    def open(self, seats: int, *, may_seed: bool = True) -> None:
+    def open(self, seats: int, *, may_seed: bool = True, prove: bool = False) -> None:
         """Seed the file where there is none; clear away what killed writers left.
 
         may_seed=False (a restarted worker): if the lock file is not empty there was a
         database, so its absence is an error, never a reason to sell its seats again.
-        Raises Unavailable if the file is missing or damaged; it is never replaced.
+        With `prove`, the file is also written once as it is, by the steps of a change.
+        Raises Unwritable, and Unavailable if the file is missing or damaged; it is
+        never replaced by an empty one.
         """
-        with (
-            self.lock() as folder_fd,
-            _os_errors_as_unavailable("The folder cannot be used"),
-        ):
-            self._remove_leftovers()
-            lock_path = f"{self._hidden}.lock"
-            is_new = may_seed or os.stat(lock_path).st_size == 0
-            if is_new and not os.path.lexists(self.path):
-                with self._temp_file(seed(seats)) as (temp_path, _):
-                    os.link(temp_path, self.path)  # complete, and never over a file
-                    os.unlink(temp_path)
-                self._sync_folder(folder_fd)
+        with self.lock(is_start=True) as folder_fd:
+            with self._writing("The folder cannot be used", self._folder):
+                self._remove_leftovers()
+                is_new = may_seed or os.fstat(self._lock_fd).st_size == 0
+                if is_new and not os.path.lexists(self.path):
+                    self._seed(seats, folder_fd)
             self.load()
-            os.truncate(lock_path, 1)
+            with self._writing("The lock cannot be used", self._lock_path):
+                os.ftruncate(self._lock_fd, 1)
+            if prove:
+                self._prove(folder_fd)
 
     def reset(self, seats: int, kept: str) -> bool:
-        """Seed again, and rename the old file to `kept`; whether there was one."""
-        with self.lock() as folder_fd:
-            with self._temp_file(seed(seats)) as (temp_path, _):
-                existed = os.path.lexists(self.path)
+        """Seed again, and keep the old file as `kept`; whether there was one."""
+        with self.lock(is_start=True) as folder_fd:
+            existed = os.path.lexists(self.path)
+            with self._temp_file(_fresh_text(seats)) as temp_path:
                 if existed:
-                    os.link(self.path, kept)
-                os.replace(temp_path, self.path)
+                    self._keep(kept)
+                try:
+                    os.replace(temp_path, self.path)
+                except OSError:
+                    if existed:
+                        os.unlink(kept)
+                    raise
             self._sync_folder(folder_fd)
             return existed
 
@@ -763,7 +784,7 @@ class Store:
 
         Raises Unavailable, with the place in the file where it does not fit.
         """
-        with _os_errors_as_unavailable("db.json cannot be read"):
+        with _os_errors_as(Unavailable, "db.json cannot be read", self.path):
             snapshot = self._known(_file_id(os.stat(self.path)))
             if snapshot is None:
                 with self._parsing:  # one thread parses, the others wait for it
@@ -773,12 +794,12 @@ class Store:
                         snapshot.parse(self._snapshot)
                         self._snapshot = snapshot
         if snapshot.problem:
-            raise Unavailable(snapshot.problem)
+            raise Damaged(snapshot.problem)
         return snapshot
 
     def _known(self, file_id: tuple[int, ...]) -> Snapshot | None:
         """The snapshot of that very file, if we have it."""
-        # Written comes first: between a rename and its end, it alone is right.
+        # What we wrote comes first: while it is being renamed, it alone is right.
         for snapshot in (self._written, self._snapshot):
             if snapshot is not None and snapshot.file_id == file_id:
                 return snapshot
@@ -796,8 +817,15 @@ class Store:
             merged = merge(seen.database, wanted, now.database)
             if merged is None:
                 return False
-            if merged is not now.database or self.durability_error:
-                with self._temp_file(merged, now) as (temp_path, snapshot):
+            if merged is not now.database or self._must_write:
+                lines = _encode(merged, now)
+                text = _text(merged, lines)
+                with self._temp_file(
+                    text, is_private=merged.has_password_hashes
+                ) as temp_path:
+                    snapshot = Snapshot(temp_path)
+                    snapshot.database = merged.settled()
+                    snapshot.lines = lines
                     if not self._files_unchanged(now):
                         os.unlink(temp_path)
                         return False
@@ -807,22 +835,43 @@ class Store:
             self._sync_folder(folder_fd)
             return True
 
+    def health(self) -> str:
+        """What is wrong with the file or its disk; empty if nothing is.
+
+        After a write that failed it tries another, at most once in five seconds.
+        """
+        try:
+            self.load()
+            if self._write_error and time.monotonic() > self._proved_at + 5:
+                self._proved_at = time.monotonic()
+                with self.lock() as folder_fd:
+                    self._prove(folder_fd)
+        except Contended:
+            pass  # so another process can write
+        except TicketBossError as error:
+            return str(error)
+        return self._write_error
+
     @contextmanager
-    def lock(self) -> Iterator[int]:
+    def lock(self, *, is_start: bool = False) -> Iterator[int]:
         """Hold the write lock against threads and processes; re-entrant.
 
-        Yields the folder's descriptor. Raises Contended or Unavailable.
+        Yields the folder's descriptor. Raises Contended or Unwritable.
         """
         deadline = time.monotonic() + self._timeout_s
         # A mutex first: filelock polls, so one process should be one contender.
         if not self._mutex.acquire(timeout=self._timeout_s):
             raise Contended("The lock could not be had in time")
         try:
-            file_lock = self._file_lock()
-            with self._open_folder() as folder_fd:
-                with _os_errors_as_unavailable("The lock failed"):
+            with self._writing("The folder cannot be used", self._folder):
+                folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with self._writing("The lock cannot be used", self._lock_path):
+                    file_lock = self._file_lock()
                     file_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
                 try:
+                    with self._writing("The lock cannot be used", self._lock_path):
+                        self._require_marked_lock(is_start=is_start)
                     yield folder_fd
                 finally:
                     # What was done is done. But a lock that is not released would shut
@@ -831,32 +880,144 @@ class Store:
                         with suppress(OSError):
                             file_lock.release()
                             break
+            finally:
+                with suppress(OSError):
+                    os.close(folder_fd)
         finally:
             self._mutex.release()
-
-    @contextmanager
-    def _open_folder(self) -> Iterator[int]:
-        with _os_errors_as_unavailable(f"The folder {self._folder} cannot be used"):
-            folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            yield folder_fd
-        finally:
-            with suppress(OSError):
-                os.close(folder_fd)
 
     def _file_lock(self) -> FileLock:
         # One FileLock per process (a forked copy guards nothing), on a file that is
         # never replaced or deleted (waiters would lock different inodes), thread-local
         # by default (a shared one admits every thread).
+        if not os.path.lexists(self._lock_path):
+            with suppress(FileExistsError):
+                os.close(self._create(self._lock_path, is_private=self._is_private()))
+        if os.lstat(self._lock_path).st_nlink > 1:
+            raise OSError(errno.EMLINK, "It has another name, so it may not be ours")
         if os.getpid() not in self._file_locks:
             self._file_locks[os.getpid()] = FileLock(
-                f"{self._hidden}.lock",
-                mode=0o600,
+                self._lock_path,
                 poll_interval=POLL_S,
                 fallback_to_soft=False,
                 on_acquired=lambda fd: setattr(self, "_lock_fd", fd),
             )
         return self._file_locks[os.getpid()]
+
+    def _require_marked_lock(self, *, is_start: bool) -> None:
+        """Refuse a lock file that no start has made.
+
+        Somebody deleted the one before it, and a process that holds that one may
+        rename at any moment.
+        """
+        if not is_start and os.fstat(self._lock_fd).st_size == 0:
+            raise OSError(
+                errno.ENOLCK,
+                "it was deleted. Stop all servers on this database, then start them",
+            )
+
+    def _is_private(self) -> bool:
+        """Whether nobody but its owner may read db.json."""
+        try:
+            return self.load().database.has_password_hashes
+        except Unavailable:
+            return True
+
+    def _create(self, path: str, *, is_private: bool) -> int:
+        """Create a file with db.json's owner and mode; return it open.
+
+        Where there is no db.json yet, it belongs to the folder's owner. Nobody else
+        may read it then, or if it is private.
+        """
+        model, mode = os.stat(self._folder), 0o600
+        with suppress(FileNotFoundError):
+            model = os.stat(self.path)
+            if not is_private:
+                mode = stat.S_IMODE(model.st_mode)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            if mode != 0o600:
+                os.fchmod(fd, mode)
+            if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
+                with suppress(PermissionError):
+                    os.fchown(fd, model.st_uid, model.st_gid)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
+        return fd
+
+    @contextmanager
+    def _temp_file(
+        self, text: list[bytes], *, is_private: bool = False
+    ) -> Iterator[str]:
+        """Write `text` to a new file, durably, and yield its path.
+
+        Raises Unwritable for what goes wrong in here or in the caller's block.
+        """
+        # A unique name, since a temporary file belongs to one writer. Beside db.json,
+        # since a rename works within one file system only.
+        path = f"{self._hidden}.{secrets.token_hex(8)}.tmp"
+        try:
+            with self._writing("db.json cannot be written", self.path):
+                fd = self._create(path, is_private=is_private)
+                try:
+                    _write(fd, text)
+                    # Without it, a power cut may leave the new name on an empty file.
+                    _sync(fd)
+                finally:
+                    os.close(fd)
+                yield path
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(path)
+            raise
+
+    @contextmanager
+    def _writing(self, what: str, path: str) -> Iterator[None]:
+        try:
+            with _os_errors_as(Unwritable, what, path):
+                yield
+        except Unwritable as error:
+            self._is_ill(str(error))
+            raise
+
+    def _is_ill(self, why: str) -> None:
+        self._write_error = why
+        self._proved_at = time.monotonic()
+
+    def _seed(self, seats: int, folder_fd: int) -> None:
+        with self._temp_file(_fresh_text(seats)) as temp_path:
+            try:
+                os.link(temp_path, self.path)  # complete, and never over a file
+                os.unlink(temp_path)
+            except OSError as error:
+                # No hard links here (exFAT, shared folders of virtual machines): the
+                # lock alone keeps others from seeding.
+                if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
+                    raise
+                os.rename(temp_path, self.path)
+        self._sync_folder(folder_fd)
+
+    def _keep(self, kept: str) -> None:
+        """Keep the present file under another name, too."""
+        try:
+            os.link(self.path, kept)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
+                raise
+            with open(self.path, "rb") as file:
+                text = file.read()
+            with self._temp_file([text], is_private=True) as temp_path:
+                os.rename(temp_path, kept)
+
+    def _prove(self, folder_fd: int) -> None:
+        """Replace the file by a copy of itself; raise what a change would meet."""
+        with open(self.path, "rb") as file:
+            text = file.read()
+        with self._temp_file([text], is_private=self._is_private()) as temp_path:
+            os.replace(temp_path, self.path)
+        self._sync_folder(folder_fd)
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files; whoever holds the lock knows they have no writer."""
@@ -867,57 +1028,37 @@ class Store:
 
     def _files_unchanged(self, now: Snapshot) -> bool:
         """Whether the lock file and db.json are still the ones we locked and read."""
-        lock_status = os.stat(f"{self._hidden}.lock")
-        if not os.path.samestat(os.fstat(self._lock_fd), lock_status):
-            return False
-        return _file_id(os.stat(self.path)) == now.file_id
+        return self._holds_lock() and _file_id(os.stat(self.path)) == now.file_id
 
-    @contextmanager
-    def _temp_file(
-        self, database: Database, old: Snapshot | None = None
-    ) -> Iterator[tuple[str, Snapshot]]:
-        """Write `database` to a new file, durably; yield its path and a snapshot of it.
-
-        Raises Unavailable for what goes wrong in here or in the caller's block.
-        """
-        # A unique name, since a temporary file belongs to one writer. Beside db.json,
-        # since a rename works within one file system only.
-        path = f"{self._hidden}.{secrets.token_hex(8)}.tmp"
+    def _holds_lock(self) -> bool:
+        """Whether the lock file is still at its path; if not, we hold nothing."""
         try:
-            with _os_errors_as_unavailable("db.json cannot be written"):
-                lines = _encode(database, old)
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                try:
-                    _write(fd, _text(database, lines))
-                    if old is not None:
-                        _copy_owner_and_mode(fd, os.stat(self.path), database)
-                    # Without it, a power cut may leave the new name on an empty file.
-                    _sync(fd)
-                finally:
-                    os.close(fd)
-                snapshot = Snapshot(path)
-                snapshot.database = database.settled()
-                snapshot.lines = lines
-                yield path, snapshot
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(path)
-            raise
+            status = os.stat(self._lock_path)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(os.fstat(self._lock_fd), status)
 
     def _sync_folder(self, folder_fd: int) -> None:
-        """Sync the folder, so that the rename survives a power cut."""
+        """Make the last rename survive a power cut. Raises InDoubt."""
         try:
             _sync(folder_fd)
+            if not self._holds_lock():  # so others may have replaced it meanwhile
+                raise OSError(errno.ENOLCK, "the lock file was deleted meanwhile")
         except OSError as error:
-            self.durability_error = (
-                f"The disk did not confirm the last write: {error.strerror}"
-            )
-            log.critical(self.durability_error)
+            self._must_write = True
+            self._is_ill(f"The disk did not confirm the last write: {error.strerror}")
+            log.critical(self._write_error)
             raise InDoubt(
                 "The outcome is unknown: the change is written, but the disk did not "
                 "confirm it. Look before you try again."
             ) from error
-        self.durability_error = ""
+        self._must_write = False
+        self._write_error = ""
+
+
+def _fresh_text(seats: int) -> list[bytes]:
+    database = seed(seats)
+    return _text(database, _encode(database, None))
 
 
 class Lines(NamedTuple):
@@ -1013,14 +1154,14 @@ def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
             return known
         database = msgspec.json.decode(text, type=StoredDatabase).database()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unavailable(f"db.json is not valid: {error}") from None
+        raise Damaged(f"db.json is not valid: {error}") from None
     except ValueError as error:
-        raise Unavailable(f"db.json does not add up: {error}") from None
+        raise Damaged(f"db.json does not add up: {error}") from None
     # The text is not as we write it, so it was edited, and a field may be there twice.
     try:
         UNAMBIGUOUS.decode(text.decode())
     except (ValueError, RecursionError) as error:
-        raise Unavailable(f"db.json is ambiguous: {error}") from None
+        raise Damaged(f"db.json is ambiguous: {error}") from None
     return database, _encode(database, None)
 
 
@@ -1086,16 +1227,6 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 UNAMBIGUOUS: Final = json.JSONDecoder(object_pairs_hook=_unique_fields)
 
 
-def _copy_owner_and_mode(fd: int, old: os.stat_result, database: Database) -> None:
-    """Copy owner and mode, but keep 0600 once there are password hashes."""
-    mode = stat.S_IMODE(old.st_mode)
-    if mode != 0o600 and not database.has_password_hashes:
-        os.fchmod(fd, mode)
-    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-        with suppress(PermissionError):
-            os.fchown(fd, old.st_uid, old.st_gid)
-
-
 def _file_id(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -1110,14 +1241,19 @@ def _sync(fd: int) -> None:
 
 
 @contextmanager
-def _os_errors_as_unavailable(what: str) -> Iterator[None]:
+def _os_errors_as(kind: type[Unavailable], what: str, path: str) -> Iterator[None]:
     try:
         yield
     except Timeout:
-        raise Contended("The lock could not be had in time") from None
+        raise Contended(
+            "Another process holds the lock", f"{path}: another process holds the lock"
+        ) from None
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise Unavailable(f"{what}: {reason}") from error
+        if isinstance(error, PermissionError):
+            with suppress(OSError, KeyError):
+                path += f", which belongs to {Path(path).owner()}"
+        raise kind(f"{what}: {reason}", path) from error
 
 
 # === 5. Transactions =========================================================
@@ -1672,6 +1808,8 @@ STATUS: Final[dict[type[TicketBossError], int]] = {
     KeyReused: 422,
     InDoubt: 500,
     Unavailable: 503,
+    Damaged: 503,
+    Unwritable: 503,
     Contended: 503,
 }
 CONTENDED: Final = "Could not {} reservation due to concurrent updates. Please retry."
@@ -2153,11 +2291,7 @@ class AnyPath(BaseConverter):
 @open_to_all
 def health() -> Response:
     """{"ok": true}; or 503, and what is wrong with the file or its disk."""
-    try:
-        app.box_office.database()
-        problem = app.store.durability_error
-    except TicketBossError as error:
-        problem = str(error)
+    problem = app.store.health()
     if problem:
         return json_response({"ok": False, "error": problem}, 503)
     return json_response({"ok": True})
@@ -2999,7 +3133,7 @@ class UncheckedStore(Store):
 
     def swap(self, seen: Snapshot, wanted: Database) -> bool:
         """Write what was wanted over whatever is there by now."""
-        with self._temp_file(wanted, seen) as (temp_path, _):
+        with self._temp_file(_text(wanted, _encode(wanted, seen))) as temp_path:
             os.replace(temp_path, self.path)
         return True
 
@@ -3212,7 +3346,7 @@ def make_app(settings: Settings) -> App:
     app = App(__name__, static_folder=None)
     app.settings = settings
     app.store = Store(settings.db, settings.timeout_s)
-    app.store.open(settings.seats, may_seed=settings.standalone)
+    open_or_read_only(app.store, settings)
     app.box_office = BoxOffice(app.store, settings)
     app.served = itertools.count()
     app.rate_limits = []
@@ -3237,6 +3371,22 @@ def make_app(settings: Settings) -> App:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
     return app
+
+
+def open_or_read_only(store: Store, settings: Settings) -> None:
+    """Open the database; where it can only be read, say so once and go on.
+
+    Raises Unavailable where it cannot be read, or can never be replaced (a mount).
+    """
+    try:
+        store.open(settings.seats, may_seed=settings.standalone, prove=True)
+    except Unwritable as error:
+        if getattr(error.__cause__, "errno", None) in {errno.EBUSY, errno.EXDEV}:
+            raise
+        store.load()
+        log.warning(
+            "%s: %s. Reads are served, changes are refused.", error.detail, error
+        )
 
 
 def duration(value: object) -> float:
@@ -3292,19 +3442,36 @@ def check_rate_limit(rate_limit: str, rate_storage: str) -> None:
         ) from None
 
 
+ERRNO_ADVICE: Final = {
+    errno.EACCES: "Run as its owner, or let others write it.",
+    errno.EPERM: "Run as its owner, or let others write it.",
+    errno.EBUSY: "Mount the folder that it is in, not the file alone.",
+    errno.EXDEV: "Mount the folder that it is in, not the file alone.",
+    errno.ENOENT: "Check --db.",
+    errno.ENOTDIR: "Check --db.",
+    errno.EROFS: "Choose a folder that can be written, with --db.",
+    errno.ENOSPC: "Make space on that disk, then try again.",
+    errno.EDQUOT: "Make space within your quota, then try again.",
+}
+
+
 @contextmanager
 def exit_with_message(db: str) -> Iterator[None]:
     """End the command with one line that names the file, if it is refused in here."""
     try:
         yield
     except TicketBossError as error:
-        text = f"{os.path.abspath(db)}: {error}"
-        if isinstance(error, Unavailable):
-            text += (
-                f". Repair or restore it, or run `python ticketboss.py --db {db} "
-                "reset`, which keeps the old file."
+        place = error.detail or os.path.abspath(db)
+        advice = ERRNO_ADVICE.get(getattr(error.__cause__, "errno", 0))
+        if isinstance(error, Damaged):
+            advice = (
+                f"Repair or restore it, or run `python ticketboss.py --db {db} reset`, "
+                "which keeps the old file."
             )
-        raise click.ClickException(text) from None
+        if isinstance(error, Contended):
+            advice = "Stop that process, or try again when it is done."
+        text = f"{place}: {error}"
+        raise click.ClickException(f"{text}. {advice}" if advice else text) from None
 
 
 DEFAULTS: Final = Settings()

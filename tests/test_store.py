@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -26,12 +26,14 @@ from ticketboss import (
     Database,
     Document,
     Event,
+    InDoubt,
     NotEnoughSeats,
     NotFound,
     Reservation,
     Store,
     Transactions,
     Unavailable,
+    Unwritable,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -215,7 +217,7 @@ def test_who_decides_for_the_second_time_keeps_everybody_else_out(store, other):
         return selling("slower")(database)
 
     assert Transactions(store).transact(decide).attempts == 2
-    assert shut_out == ["", "The lock could not be had in time"]
+    assert shut_out == ["", "Another process holds the lock"]
     assert told(store.path) == (2, SEATS - 2, {"faster 0", "slower"})
 
 
@@ -365,35 +367,67 @@ def swap_files(path):
 
 
 @pytest.mark.parametrize("gone", [os.unlink, swap_files])
-def test_a_lock_that_is_lost_while_it_is_held_is_noticed(
-    gone, store, other, db, monkeypatch
-):
+def test_a_lock_that_is_lost_while_it_is_held_is_noticed(gone, store, other, db):
     before, lock, seen = db.read_bytes(), f"{db.parent}/.db.json.lock", store.load()
     with store.lock():
         gone(lock)
-        with other.lock():  # so there are two who think they are alone
-            try:
-                done = store.swap(seen, selling("ann")(seen.database))
-            except Unavailable:
-                done = False
-            assert not done
-            assert db.read_bytes() == before
-    sync, again = os.fsync, [lock]
+        with suppress(Unwritable):
+            assert not store.swap(seen, selling("ann")(seen.database))
+        assert db.read_bytes() == before
+        if gone is os.unlink:
+            with pytest.raises(Unwritable, match="lock cannot be used: it was deleted"):
+                sell(other, "bob")
+    assert told(db)[2] == set()
 
-    def fsync(descriptor):
-        sync(descriptor)
-        if again:
-            gone(again.pop())
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    try:  # in the middle of a commit
-        names = {"bob"} if sell(store, "bob").attempts == 2 else "noticed too late"
-    except Unavailable:
-        names = set()
-    assert told(db)[2] == names
-    assert sell(store, "next").changed
-    assert told(db)[2] == names | {"next"}
+def test_a_lock_that_was_deleted_stops_all_sales_until_a_start_makes_another(
+    store, other, db
+):
+    sell(store, "ann")
+    before = db.read_bytes()
+    (db.parent / ".db.json.lock").unlink()
+    for seller in store, other, store:
+        with pytest.raises(Unwritable, match="lock cannot be used: it was deleted"):
+            sell(seller, "bob")
+        assert "it was deleted" in seller.health()
+    assert db.read_bytes() == before
+    Store(store.path).open(SEATS)
+    assert sell(store, "bob").changed
+    assert sell(other, "cyd").changed
+    assert told(db)[2] == {"ann", "bob", "cyd"}
+    assert (store.health(), other.health()) == ("", "")
     assert hidden(db) == [".db.json.lock"]
+
+
+@pytest.mark.parametrize("gone", [os.unlink, swap_files])
+@pytest.mark.parametrize("moment", ["before the rename", "after it"])
+def test_a_lock_that_is_lost_during_a_commit_leaves_it_undone_or_in_doubt(
+    gone, moment, store, db, monkeypatch
+):
+    lock, renamed = f"{db.parent}/.db.json.lock", os.replace
+
+    def replace(temp, path):
+        renamed(temp, path)
+        monkeypatch.undo()
+        gone(lock)
+
+    def fsync(fd, sync=os.fsync):
+        sync(fd)
+        monkeypatch.undo()
+        gone(lock)
+
+    if moment == "after it":
+        monkeypatch.setattr(os, "replace", replace)
+    else:
+        monkeypatch.setattr(os, "fsync", fsync)
+    if moment == "after it":
+        with pytest.raises(InDoubt):
+            sell(store, "bob")
+        assert told(db)[2] == {"bob"}
+    else:
+        with pytest.raises(Unwritable, match="lock cannot be used: it was deleted"):
+            sell(store, "bob")
+        assert told(db)[2] == set()
 
 
 # --- Files that are not what was written ---------------------------------------------
@@ -861,7 +895,7 @@ def test_a_write_that_fails_fails_all_who_share_it_and_changes_nothing(
             selling("b"),
         ],
     ).run()
-    assert [type(result) for result in results] == [Unavailable] * 4
+    assert [type(result) for result in results] == [Unwritable] * 4
     assert told(db) == (1, SEATS - 1, {"first"})
     assert len(renames[0]) == 2
     assert hidden(db) == [".db.json.lock"]
