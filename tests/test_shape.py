@@ -18,6 +18,8 @@ from conftest import PROGRAM
 
 SOURCE = PROGRAM.read_text()
 LONGEST_FUNCTION = 40
+LARGEST_CORE = 850  # lines, with heads and blank lines
+CORE = ("Values", "Rules", "Store", "Transactions")  # what teaches the idea
 PARTS_OF_A_DATABASE = {
     *("Document", "Event", "Reservation", "Origin", "Account", "Accounts"),
 }
@@ -385,6 +387,11 @@ def values_named(source: str, section: str, values: set[str]) -> set[str]:
     return {name.path[0] for name in Program(source).references(section)} & values
 
 
+def size_together(source: str, sections: Iterable[str]) -> int:
+    """The lines of some sections together."""
+    return sum(len(Program(source).lines[section]) for section in sections)
+
+
 def asked_of_the_store(source: str, section: str) -> set[str]:
     """What a section asks of `self._store`."""
     return {
@@ -408,6 +415,10 @@ def test_the_sections_are_in_the_order_that_the_docstring_gives():
 
 def test_no_function_is_longer_than_a_screen():
     assert long_functions(SOURCE) == []
+
+
+def test_what_teaches_the_idea_is_read_in_half_an_hour():
+    assert size_together(SOURCE, CORE) < LARGEST_CORE
 
 
 def test_no_section_refers_to_a_later_one():
@@ -554,6 +565,12 @@ def test_a_long_function_is_found():
     body = "    pass\n" * (LONGEST_FUNCTION - 1)
     assert long_functions(f"def f():\n{body}") == []
     assert long_functions(f"def f():\n{body}    pass\n") == ["f: 41 lines"]
+
+
+def test_each_line_of_a_section_counts():
+    added = put("Store", "# one", "", "two = 2")
+    sizes = [size_together(source, ["Rules", "Store"]) for source in (HEADS, added)]
+    assert sizes == [7, 10]
 
 
 def test_sections_that_are_missing_or_in_another_order_are_found():
