@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -25,6 +26,25 @@ sys.path.insert(0, str(HERE))
 import ticketboss  # noqa: E402 -- only now can it be found
 
 SEEDED = "node-meetup-2025"
+
+
+INSIST = "TICKETBOSS_TESTS_INSIST"  # set by .ci/run: a test that is skipped fails
+
+
+def require_tool(*names: str) -> str:
+    """The path of the first of these programs; without any, the test is skipped."""
+    for name in names:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    skip(f"needs {' or '.join(names)}")
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip a test that this machine cannot run; fail it where all tests must run."""
+    if os.environ.get(INSIST):
+        pytest.fail(f"{reason}, and {INSIST} is set")
+    pytest.skip(reason)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

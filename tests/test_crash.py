@@ -31,6 +31,7 @@ from functools import partial
 from os import fstat  # as it is before a test replaces it
 
 import pytest
+from conftest import require_tool, skip
 
 import ticketboss
 from ticketboss import (
@@ -371,14 +372,11 @@ def test_a_kill_at_any_real_system_call_leaves_the_old_file_or_the_new(
 ):
     path, log = f"{place}/there/db.json", f"{place}/log"
     trace = pick("trace=%file,%desc", "trace=all", "trace=all")
-    if shutil.which("strace") is None:
-        say("no strace here: not killed at real system calls")
-        return
+    require_tool("strace")
     for what in pick(["a commit"], list(WORKS), list(WORKS)):
         fresh(path)
         if (ended := under_strace(WORKS[what](path), log, "-e", trace)) is None:
-            say("strace may not trace here: not killed at real system calls")
-            return
+            skip("strace may not trace here")
         assert ended == (0, ["acknowledged"])
         calls = Counter(re.findall(r"^\d+ +(\w+)\(", read(log).decode(), re.MULTILINE))
         del calls["exit_group"]
