@@ -7,14 +7,13 @@ import json
 import os
 import re
 import select
-import shutil
 import subprocess
 import time
 from contextlib import suppress
 from urllib.parse import quote, urlsplit
 
 import pytest
-from conftest import Server
+from conftest import Server, require_tool
 
 import ticketboss
 
@@ -84,8 +83,7 @@ class Browser:
     """A headless Chromium, spoken to over two pipes in its DevTools' own protocol."""
 
     def __init__(self, profile):
-        found = next(filter(None, map(shutil.which, NAMES)), None)
-        assert found, f"a browser is needed: one of {', '.join(NAMES)}"
+        found = require_tool(*NAMES)
         (theirs_in, self.into), (self.out, theirs_out) = os.pipe(), os.pipe()
         # Out of the way of 3 and 4, which is where the browser looks for them.
         far = [
@@ -707,6 +705,7 @@ def test_a_refusal_is_shown_in_the_servers_words(server, visit, event):
 
 
 def test_the_curl_line_does_what_was_done(server, visit, event):
+    require_tool("curl")
     shown = event(50, eventId=f"{ODD} 2")
     page = visit(shown)
 
