@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,11 +82,18 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the proofs have to say."""
+    """Print what the proofs have to say, and why tests were skipped."""
     for report in itertools.chain(*terminalreporter.stats.values()):
         for name, text in getattr(report, "user_properties", []):
             if name == "figure" and report.when == "call":
                 terminalreporter.write_line(f"  {text}")
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"  {count} skipped: {reason}")
 
 
 @pytest.fixture
