@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -27,6 +28,14 @@ sys.path.insert(0, str(HERE))
 import ticketboss  # noqa: E402 -- only now can it be found
 
 SEEDED = "node-meetup-2025"
+
+
+def wait_until(holds: Callable[[], object], patience_s: float = 30) -> None:
+    """Wait for a condition of other threads or processes, which no event announces."""
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.002)
 
 
 INSIST = "TICKETBOSS_TESTS_INSIST"  # set by .ci/run: a test that is skipped fails

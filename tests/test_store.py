@@ -15,10 +15,10 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager, suppress
 
 import pytest
+from conftest import wait_until
 
 import ticketboss
 from ticketboss import (
@@ -798,29 +798,14 @@ class Crowd:
         first, *others = self.threads
         first.start()
         assert self.first.wait(20)
-        for thread in others:
+        for number, thread in enumerate(others, 1):
             thread.start()
-        seen = None
-        while None in (now := self.asleep(others)) or now != seen:
-            seen = now
-            time.sleep(0.02)  # for them to fall asleep: nothing tells
+            wait_until(lambda n=number: len(self.transactions._queue) == n)
         self.go.set()
         for thread in self.threads:
             thread.join(20)
         assert not isinstance(self.results[0], Exception)
         return [self.results[number] for number in range(1, len(self.threads))]
-
-    @staticmethod
-    def asleep(threads):
-        """At which line of the program each thread is; None: at none."""
-        frames = sys._current_frames()
-        places = [frames.get(thread.ident) for thread in threads]
-        return [
-            place.f_lineno
-            if place is not None and (place.f_code.co_filename == ticketboss.__file__)
-            else None
-            for place in places
-        ]
 
 
 @pytest.fixture
