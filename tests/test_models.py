@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -614,19 +615,23 @@ def test_all_dialects_together_do_what_a_simple_model_does(
     monkeypatch.setattr(os, "fsync", lambda _: None)  # what is decided is shown here
     seen: Counter[str] = Counter()
     files = (tmp_path / f"{n}.json" for n in itertools.count())
-    run_state_machine_as_test(
-        lambda: Dialects(next(files), *start, seen),
-        settings=settings(
-            max_examples=pick(25, 150, 2_000),
-            stateful_step_count=pick(30, 40, 50),
-            derandomize=pick(1, 0, 0) == 1,
-            database=None,
-            deadline=None,
-            # What fails is made short only in the larger runs: it takes minutes.
-            phases=(Phase.generate, Phase.shrink)[: pick(1, 2, 2)],
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    first = pick(0, random.getrandbits(32), random.getrandbits(32))
+    print("the first seed:", first)
+    for number in range(first, first + 20):  # until all that matters has happened
+        run_state_machine_as_test(
+            seed(number)(lambda: Dialects(next(files), *start, seen)),
+            settings=settings(
+                max_examples=pick(25, 150, 2_000),
+                stateful_step_count=pick(30, 40, 50),
+                database=None,
+                deadline=None,
+                # What fails is made short only in the larger runs: it takes minutes.
+                phases=(Phase.generate, Phase.shrink)[: pick(1, 2, 2)],
+                suppress_health_check=[HealthCheck.too_slow],
+            ),
+        )
+        if all(seen[what] for what in INTERESTING):
+            break
     print(seen)
     never = [what for what in INTERESTING if not seen[what]]
     assert not never  # else this has shown less than it says
