@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["click>=8.2.1", "filelock>=4.2.1", "flask>=3.1", "limits>=4",
-#   "msgspec>=0.20", "pyjwt>=2.15", "waitress>=3"]
+# dependencies = ["click>=8.2.1", "filelock>=4.2.1", "flask>=3.1", "limits>=5",
+#   "msgspec>=0.21", "pyjwt>=2.15", "waitress>=3"]
 # ///
 """TicketBoss sells the seats of events over HTTP and never sells a seat twice.
 
