@@ -23,6 +23,7 @@ CORE = ("Values", "Rules", "Store", "Transactions")  # what teaches the idea
 PARTS_OF_A_DATABASE = {
     *("Document", "Event", "Reservation", "Origin", "Account", "Accounts"),
 }
+NO_RULES = {"of", "changed_since", "settled"}  # of Document: to make it and to keep it
 DIALECTS = ("Partner API", "Booking API", "/api/v1")
 
 FILES = {
@@ -379,7 +380,8 @@ def references_to(source: str, section: str, other: str) -> list[str]:
 def rules_about_seats(source: str, section: str) -> set[str]:
     """The rules of the Document, whatever they are called, that a section uses."""
     program = Program(source)
-    return program.attributes_of_values(section) & program.methods("Document")
+    rules = program.methods("Document") - NO_RULES
+    return program.attributes_of_values(section) & rules
 
 
 def values_named(source: str, section: str, values: set[str]) -> set[str]:
