@@ -560,7 +560,9 @@ def test_a_request_whose_call_fails_gets_the_documented_answer(
     assert answers[503] > 10
     assert unraised == []
     event = saved()["event"]
-    assert event["version"] == answers[201] + answers[500] + number  # each sale, and no more
+    assert (
+        event["version"] == answers[201] + answers[500] + number
+    )  # each sale, and no more
     assert event["totalSeats"] - event["availableSeats"] == event["version"]
 
 
