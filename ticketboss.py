@@ -57,7 +57,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    cast,
+    get_args,
+    get_type_hints,
+)
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
@@ -71,7 +81,9 @@ from filelock import FileLock, Timeout
 from flask import Blueprint, Flask, Response, abort, current_app, g, request
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import parse_accept_header
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 from werkzeug.security import check_password_hash, generate_password_hash
@@ -212,6 +224,11 @@ class AlreadyExists(TicketBossError):
 
 class BadSeatCount(TicketBossError):
     """More seats returned than held."""
+
+    def __init__(self, held: int) -> None:
+        seats = "1 seat" if held == 1 else f"{held} seats"
+        super().__init__(f"You hold {seats}, so you can return at most {held}.")
+        self.held = held
 
 
 class KeyReused(TicketBossError):
@@ -358,9 +375,7 @@ class Document(Struct, frozen=True):
             raise NotFound("Reservation not found or already cancelled")
         returned = held.seats if seats is None else seats
         if not 1 <= returned <= held.seats:
-            raise BadSeatCount(
-                f"seats must be between 1 and {held.seats}, what is held"
-            )
+            raise BadSeatCount(held.seats)
         if returned < held.seats:
             after = replace(
                 held,
@@ -1823,10 +1838,11 @@ ERROR_TEXTS: Final = {
 LOGIN_RATE: Final = limits.parse("10 per minute")
 JSON: Final = "application/json"
 PLAIN_TEXT: Final = (
-    r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}"
+    r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}$"
 )
-EMAIL: Final = r"[^@\s]+@[^@\s]+\.[^@\s]+"
+EMAIL: Final = r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s]+\.[^@\s]+$"
 MAX_SEATS: Final = 10**6
+MAX_BODY: Final = 64 * 1024
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # what every reader of JSON gets right
 ETAGS: Final = r'\s*(\*|(?:W/)?"[^"]*"(?:\s*,\s*(?:W/)?"[^"]*")*)\s*'
 
@@ -1876,89 +1892,214 @@ def route_has(mark: str) -> bool:
 # --- What a request says ---
 
 
-def json_body() -> Body:
+def rule(missing: str, wrong: str = "", **constraints: Any) -> Meta:
+    """A rule, and what is said of a field that is missing or does not keep it."""
+    texts = {"missing": missing, "wrong": wrong or missing}
+    return Meta(extra=texts, **constraints)
+
+
+def between(least: int, most: int, missing: str = "{} must be an integer") -> Meta:
+    """The rule of a whole number."""
+    wrong = f"{{}} must be between {least} and {most}"
+    return rule(missing, wrong, ge=least, le=most)
+
+
+PLAIN: Final = rule(
+    "{} (string) is required",
+    "{} must be 1 to 200 characters, none a control character",
+    pattern=PLAIN_TEXT,
+    max_length=200,
+)
+SAFE_INTEGER: Final = between(
+    -MAX_SAFE_INTEGER, MAX_SAFE_INTEGER, "{} (number or string) is required"
+)
+PlainText = Annotated[str, PLAIN]
+Id = Annotated[int, SAFE_INTEGER] | PlainText
+Email = Annotated[str, rule("Invalid email format", pattern=EMAIL, max_length=200)]
+OptionalText = Annotated[
+    str,
+    rule(
+        "{} must be a string",
+        "{} must be at most 200 characters, none a control character",
+        pattern=PLAIN_TEXT.replace("{1,", "{0,"),
+    ),
+]
+AnyText = Annotated[str, rule("{} must be a string")]
+Password = Annotated[
+    str,
+    rule(
+        "{} (string) is required",
+        "{} must be at most 1024 characters",
+        min_length=1,
+        max_length=1024,
+    ),
+]
+Seats = Annotated[int, between(1, MAX_SEATS)]
+ONE_OF_STATUS: Final = rule(f"{{}} must be one of {', '.join(get_args(Status))}")
+Count = Annotated[int, rule("{} must be a whole number, 1 or more", ge=1, le=10**7)]
+
+
+class Fields(Struct, rename="camel"):
+    """{}."""
+
+
+F = TypeVar("F", bound=Fields)
+
+
+class Field(NamedTuple):
+    """A field that a route reads. They are checked in the order of declaration."""
+
+    name: str  # in JSON
+    type: Any
+    rules: dict[Any, Meta]  # for each type that it may have
+    required: bool
+
+    def normalize(self, value: object, *, is_number_as_text: bool) -> object:
+        """A value as it is compared and stored: text is trimmed and in NFC."""
+        if not isinstance(value, str) or self.name == "password":
+            return value
+        if is_number_as_text and [*self.rules] == [int]:
+            return int(value) if re.fullmatch("-?[0-9]{1,16}", value) else value
+        return unicodedata.normalize("NFC", value).strip()
+
+    def refusal(self, value: object) -> str:
+        """What to say about a wrong value, or about none."""
+        texts: Any = next(iter(self.rules.values())).extra
+        text: str = texts["missing"]
+        if isinstance(value, float) and int in self.rules:
+            text = "{} must be an integer"
+        elif type(value) in self.rules and value != "":
+            texts = self.rules[type(value)].extra
+            text = texts["wrong"]
+        return text.format(self.name)
+
+
+@functools.cache
+def fields_of(kind: type[Fields]) -> list[Field]:
+    """The declared fields."""
+    fields = []
+    for each in msgspec.structs.fields(kind):
+        types = (
+            [each.type] if hasattr(each.type, "__metadata__") else each.type.__args__
+        )
+        rules = {t.__origin__: t.__metadata__[0] for t in types if t is not type(None)}
+        fields.append(Field(each.encode_name, each.type, rules, each.required))
+    return fields
+
+
+def parse(kind: type[F]) -> F:
+    """What a request says: a GET in its query, a DELETE also there, others in the body.
+
+    400 for the first of the declared fields that is wrong.
+    """
+    given = {}
+    if request.method not in {"GET", "HEAD"}:
+        given = json_body(kind.__doc__)
+    if request.method in {"GET", "HEAD", "DELETE"}:
+        given |= query_fields(kind, given)
+    values = {}
+    for each in fields_of(kind):
+        value = given.get(each.name)
+        if value is not None:
+            values[each.name] = each.normalize(
+                value, is_number_as_text=request.blueprint == "v1"
+            )
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError:
+        abort(400, next(refusals(kind, values)))
+
+
+def refusals(kind: type[Fields], values: Body) -> Iterator[str]:
+    """Yield what is wrong with each field, in their order."""
+    for each in fields_of(kind):
+        value = values.get(each.name)
+        try:
+            if value is not None or each.required:
+                msgspec.convert(value, each.type)
+        except msgspec.ValidationError:
+            yield each.refusal(value)
+
+
+def query_fields(kind: type[Fields], body: Body) -> Body:
+    """The declared fields that are in the query; 400 for one that the body contradicts.
+
+    On a DELETE also for an unknown one: what is meant to narrow must not widen.
+    """
+    known = {each.name: each for each in fields_of(kind)}
+    found: Body = {}
+    for name, texts in request.args.lists():
+        if name in known:
+            in_body = body.get(name)
+            if (
+                len(texts) > 1
+                or str(texts[0] if in_body is None else in_body) != texts[0]
+            ):
+                abort(400, f"{name} is there twice. Send it once.")
+            found[name] = known[name].normalize(texts[0], is_number_as_text=True)
+        elif request.method == "DELETE":
+            abort(400, f"There is no parameter {name!a:.99} here. Nothing was changed.")
+    return found
+
+
+def whole_or_float(text: str) -> float:
+    """A number of JSON that has a point or an exponent; 3.0 is 3."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text:.20} is too large")
+    return int(number) if number.is_integer() else number
+
+
+JSON_DECODER: Final = msgspec.json.Decoder(float_hook=whole_or_float)
+
+
+def json_body(example: str | None = "{}") -> Body:
     """The request's JSON object, whatever its Content-Type says; 400 if it is none."""
     try:
         raw = request.get_data() or b"{}"
+        if len(raw) == request.max_content_length and request.content_length is None:
+            raw += request.environ["wsgi.input"].read(1)  # in chunks, so it may go on
     except HTTPException:
         raise
     except Exception:  # noqa: BLE001 -- every server has its own for broken chunks
         abort(400, "The request body is incomplete or badly chunked.")
+    if len(raw) > MAX_BODY:
+        abort(413)
+    raw = raw.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET send one
     try:
-        body = msgspec.json.decode(raw)
+        body = JSON_DECODER.decode(raw)
         UNAMBIGUOUS.decode(raw.decode())
     except (ValueError, RecursionError) as error:
-        abort(400, f'The body must be JSON like {{"partnerId":"a","seats":3}}: {error}')
+        abort(400, f"The body must be JSON like {example}: {error}")
     if not isinstance(body, dict):
-        abort(400, 'The body must be a JSON object, like {"seats": 3}')
+        abort(400, f"The body must be a JSON object, like {example}")
     return body
 
 
-def require_str(body: Body, name: str) -> str:
-    """A trimmed text of the body; 400 if there is none, or it is not plain."""
-    value = body.get(name)
-    if not isinstance(value, str) or not value.strip():
-        abort(400, f"{name} (string) is required")
-    if not re.fullmatch(PLAIN_TEXT, value.strip()):
-        abort(400, f"{name} must be 1 to 200 characters, none a control character")
-    return value.strip()
-
-
-def require_int(body: Body, name: str, least: int, most: int) -> int:
-    """A whole number of the body, in /api/v1 as a text too; 400 if it is none."""
-    value = body.get(name)
-    if request.blueprint == "v1" and re.fullmatch("-?[0-9]{1,16}", str(value)):
-        value = int(str(value))
-    if type(value) is not int:
-        abort(400, f"{name} must be an integer")
-    if not least <= value <= most:
-        abort(400, f"{name} must be between {least} and {most}")
-    return value
-
-
-def require_id(body: Body, name: str) -> int | str:
-    """An id of the body, a number or a text; 400 if it is neither."""
-    if type(body.get(name)) is int:
-        return require_int(body, name, -MAX_SAFE_INTEGER, MAX_SAFE_INTEGER)
-    if not isinstance(body.get(name), str):
-        abort(400, f"{name} (number or string) is required")
-    return require_str(body, name)
-
-
-def require_email(body: Body, name: str) -> str:
-    """An e-mail address of the body; 400 if it is none."""
-    value = body.get(name)
-    if not isinstance(value, str) or not is_email(value.strip()):
-        abort(400, "Invalid email format")
-    return value.strip()
-
-
 def is_email(address: str) -> bool:
-    """Whether it looks like one. EMAIL is slow on long texts, PLAIN_TEXT is not."""
-    return bool(re.fullmatch(PLAIN_TEXT, address) and re.fullmatch(EMAIL, address))
+    """Whether it looks like one."""
+    return len(address) <= 200 and re.search(EMAIL, address) is not None
 
 
-def require_password(body: Body, minimum: int) -> str:
-    """An untrimmed password of the body; 400 if it is too short or too long."""
-    value = body.get("password")
-    if not isinstance(value, str):
-        abort(400, "password (string) is required")
-    if not is_valid_password(value, minimum):
-        abort(
-            400,
-            f"password must have {minimum} characters or more (at most 1024 bytes).",
-        )
-    return value
+def operation(*, login: str = "") -> Callable[[View], View]:
+    """Parse what a route takes as `sent`; with `login`, for "users" or "admins"."""
 
+    def decorate(view: View) -> View:
+        kind = get_type_hints(view).get("sent")
 
-def query_number(name: str) -> int | None:
-    """A whole number of the query, 1 or more, or None; 400 if it is something else."""
-    given = request.args.get(name)
-    if given is None:
-        return None
-    if not re.fullmatch("0{0,99}[1-9][0-9]{0,6}", given):
-        abort(400, f"{name} must be a whole number, 1 or more")
-    return int(given)
+        @functools.wraps(view)
+        def parsed(**arguments: Any) -> Response:
+            if login:
+                require_login(admin=login == "admins")
+            if kind is not None:
+                arguments["sent"] = parse(kind)
+            elif request.method == "DELETE":
+                parse(Fields)
+            return view(**arguments)
+
+        return parsed
+
+    return decorate
 
 
 def caller() -> Caller:
@@ -1975,7 +2116,6 @@ def require_login(*, admin: bool = False) -> None:
 
 
 def requested_reservation(
-    body: Body,
     event_id: str | None,
     holder: str,
     partner_id: str,
@@ -1999,7 +2139,7 @@ def requested_reservation(
         scope = [request.blueprint, event_id, account_id or holder, key]
         name = msgspec.json.encode(scope).decode()
         reservation_id = uuid.uuid5(uuid.NAMESPACE_URL, name)
-        sorted_body = msgspec.json.encode(body, order="sorted")
+        sorted_body = msgspec.json.encode(json_body(), order="sorted")
         origin["request"] = hashlib.sha256(sorted_body).hexdigest()[:32]
     made_by = NO_ORIGIN
     if origin or account_id:
@@ -2034,11 +2174,16 @@ def etag_response(document: Document, render: Callable[[], object]) -> Response:
     g.headers["Cache-Control"] = "no-cache"
     if app.settings.require_login:
         g.headers["Vary"] = "Authorization"
-    # The environment is asked first, since parsing the header costs more than JSON.
-    is_conditional = "HTTP_IF_NONE_MATCH" in request.environ
-    if is_conditional and request.if_none_match.contains_weak(etag):
+    known = request.environ.get("HTTP_IF_NONE_MATCH")
+    if known is not None and is_in_etags(known, etag):
         return Response(status=304)
     return json_response(render())
+
+
+def is_in_etags(header: str, etag: str) -> bool:
+    """Whether If-None-Match names it; in linear time, unlike werkzeug's parser."""
+    etags = [each.strip().removeprefix("W/") for each in header.split(",")]
+    return f'"{etag}"' in etags or etags == ["*"]
 
 
 def set_outcome_headers(outcome: Outcome) -> None:
@@ -2304,24 +2449,28 @@ def show_event() -> Response:
     return etag_response(document, lambda: event_json(document.event))
 
 
+class ReservationBody(Fields):
+    """{"partnerId":"abc-corp","seats":3}."""
+
+    partner_id: PlainText
+    seats: Annotated[int, between(1, 10)]
+    waitlist: Annotated[bool, rule("{} must be true or false")] | None = None
+
+
 @partner.post("/reservations")
 @partner.post("/events/<event_id>/reservations")
-def create_reservation(event_id: str | None = None) -> Response:
+@operation()
+def create_reservation(sent: ReservationBody, event_id: str | None = None) -> Response:
     """{partnerId, seats, waitlist?} -> 201; 202 with a position, or 409."""
-    body = json_body()
-    holder = require_str(body, "partnerId")
-    seats = require_int(body, "seats", 1, 10)
-    may_wait = body.get("waitlist") or False
-    if type(may_wait) is not bool:
-        abort(400, "waitlist must be true or false")
-    queue: QueueRule = "when short" if may_wait else "never"
-    order = requested_reservation(body, event_id, holder, holder, seats)
+    queue: QueueRule = "when short" if sent.waitlist else "never"
+    holder = sent.partner_id
+    order = requested_reservation(event_id, holder, holder, sent.seats)
     sale = app.box_office.sell(event_id, order, queue, caller())
     set_sale_headers(sale, event_id)
     sold = cast("Reservation", sale.reservation)
     answer = {
         "reservationId": sold.reservation_id,
-        "seats": seats,
+        "seats": sent.seats,
         "status": sold.status,
     }
     if sale.position:
@@ -2329,25 +2478,43 @@ def create_reservation(event_id: str | None = None) -> Response:
     return json_response(answer, 201)
 
 
+class ReturnedSeats(Fields):
+    """{"seats":2}."""
+
+    seats: Count | None = None
+
+
 @partner.delete("/reservations/<any_path:reservation_id>")
 @partner.delete("/events/<event_id>/reservations/<any_path:reservation_id>")
-def cancel_reservation(reservation_id: str, event_id: str | None = None) -> Response:
-    """204; ?seats=2 returns part; 404."""
-    seats = query_number("seats")
-    outcome = app.box_office.cancel(event_id, reservation_id, seats, caller())
+@operation()
+def cancel_reservation(
+    sent: ReturnedSeats, reservation_id: str, event_id: str | None = None
+) -> Response:
+    """204; {seats} or ?seats=2 returns part; 404."""
+    outcome = app.box_office.cancel(event_id, reservation_id, sent.seats, caller())
     set_outcome_headers(outcome)
     return Response(status=204)
 
 
+class ReservationQuery(Fields):
+    """?partnerId=abc-corp&status=confirmed&limit=10."""
+
+    partner_id: AnyText | None = None
+    status: Annotated[Status, ONE_OF_STATUS] | None = None
+    limit: Count | None = None
+    after: AnyText | None = None  # the last reservationId of the page before
+
+
 @partner.get("/reservations")
 @partner.get("/events/<event_id>/reservations")
-def list_reservations(event_id: str | None = None) -> Response:
+@operation()
+def list_reservations(sent: ReservationQuery, event_id: str | None = None) -> Response:
     """[reservation, ...]; ?partnerId= &status= &limit= &after= narrow it."""
     document = app.box_office.database().document(event_id)
-    limit = query_number("limit")
+    limit = sent.limit
     if app.settings.require_login:
         require_login()
-    selected = selected_reservations(document)
+    selected = selected_reservations(document, sent)
     if limit is not None and limit < len(selected):
         last_id = selected[limit - 1].reservation_id
         next_query = urlencode(request.args.to_dict() | {"after": last_id})
@@ -2357,22 +2524,24 @@ def list_reservations(event_id: str | None = None) -> Response:
     )
 
 
-def selected_reservations(document: Document) -> list[Reservation]:
+def selected_reservations(
+    document: Document, query: ReservationQuery
+) -> list[Reservation]:
     """The reservations that the caller may see, narrowed by the query; 400."""
-    query = request.args
     reservations = own_reservations(document.reservations.values())
-    if query.get("status") not in {None, *get_args(Status)}:
-        abort(400, f"status must be one of {', '.join(get_args(Status))}")
-    if "after" in query:
+    if query.after is not None:
         ids = [r.reservation_id for r in reservations]
-        if query["after"] not in ids:
+        if query.after not in ids:
             abort(400, "after must be the last reservationId of the page before")
-        reservations = reservations[ids.index(query["after"]) + 1 :]
-    if "status" in query:
-        reservations = [r for r in reservations if r.status == query["status"]]
-    if "partnerId" in query:
-        wanted = query["partnerId"]
-        reservations = [r for r in reservations if r.partner_id == wanted]
+        reservations = reservations[ids.index(query.after) + 1 :]
+    if query.status is not None:
+        reservations = [r for r in reservations if r.status == query.status]
+    if query.partner_id is not None:
+        reservations = [
+            r
+            for r in reservations
+            if unicodedata.normalize("NFC", r.partner_id).strip() == query.partner_id
+        ]
     return reservations
 
 
@@ -2468,25 +2637,34 @@ def booking_error(text: str) -> Body:
     return {"error": text, "message": text}
 
 
+class InitializeBody(Fields):
+    """{"name":"Tech Conference 2025","totalTickets":100}."""
+
+    total_tickets: Seats
+    price: Annotated[int, between(0, 10**9)] | None = None
+    event_id: Id | None = None
+    name: PlainText | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse ids that a URL cannot have, or that look like another one."""
+        event_id = str(self.event_id)
+        if re.search(r"/|^\.+$", event_id):
+            abort(400, "eventId may not contain / or consist only of dots.")
+        if any(unicodedata.category(c) == "Cf" for c in event_id):
+            abort(400, "eventId may not contain invisible characters.")
+        if self.event_id is None and self.name is None:
+            abort(400, "name (string) is required")
+
+
 @booking.post("/initialize")
 @for_admins_if_login_is_required
-def initialize() -> Response:
+@operation()
+def initialize(sent: InitializeBody) -> Response:
     """{name or eventId, totalTickets, price?} -> 201 and the event."""
-    body = json_body()
-    total = require_int(body, "totalTickets", 1, MAX_SEATS)
-    price = 0
-    if body.get("price") is not None:
-        price = require_int(body, "price", 0, 10**9)
-    event_id = None
-    if body.get("eventId") is not None:
-        event_id = require_id(body, "eventId")
-        if re.search(r"/|^\.+$", str(event_id)):
-            abort(400, "eventId may not contain / or consist only of dots.")
-    name = f"Event {event_id}"
-    if event_id is None or body.get("name") is not None:
-        name = require_str(body, "name")
+    total, price = sent.total_tickets, sent.price or 0
+    name = sent.name or f"Event {sent.event_id}"
     event = Event("", name, total, total, 0, price, created_at=timestamp())
-    event = open_event(event, event_id)
+    event = open_event(event, sent.event_id)
     opened = {
         "eventId": event.event_id,
         "name": name,
@@ -2506,16 +2684,35 @@ def open_event(event: Event, event_id: int | str | None) -> Event:
     return opened
 
 
+class UserBody(Fields):
+    """{"eventId":1,"userId":"user1"}."""
+
+    event_id: Id
+    user_id: Id | None = None
+    user_email: Email | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none and both."""
+        if (self.user_id is None) == (self.user_email is None):
+            abort(400, "Send userId or userEmail: one is required, and not both")
+
+    def user_name(self) -> str:
+        """The user's name in bookings, "id:..." or "email:..."."""
+        if self.user_email is not None:
+            return f"email:{normalize_name(self.user_email)}"
+        return f"id:{self.user_id}"
+
+
 @booking.post("/book")
-def book_ticket() -> Response:
+@operation()
+def book_ticket(sent: UserBody) -> Response:
     """{eventId, userId or userEmail} -> 200 with a ticket or a place in the list."""
-    body = json_body()
-    event_id = str(require_id(body, "eventId"))
-    name = user_name(body)
+    event_id = str(sent.event_id)
+    name = sent.user_name()
     names = app.box_office.names_of(name, caller(), admins_for_others=False)
     kind, _, user_id = name.partition(":")
     partner_id = user_id if kind == "id" else "guest"
-    order = requested_reservation(body, event_id, name, partner_id, 1, user=name)
+    order = requested_reservation(event_id, name, partner_id, 1, user=name)
     sale = app.box_office.book(event_id, order, names, caller())
     if cast("Reservation", sale.reservation).reservation_id == order.reservation_id:
         set_sale_headers(sale, event_id)
@@ -2527,26 +2724,17 @@ def book_ticket() -> Response:
 
 
 @booking.post("/cancel")
-def cancel_ticket() -> Response:
+@operation()
+def cancel_ticket(sent: UserBody) -> Response:
     """{eventId, userId or userEmail} -> 200; the first to wait has the ticket; 404."""
-    body = json_body()
-    event_id = str(require_id(body, "eventId"))
-    name = user_name(body)
+    event_id = str(sent.event_id)
+    name = sent.user_name()
     names = app.box_office.names_of(name, caller(), admins_for_others=True)
     kind = name.partition(":")[0]
     not_found = MESSAGES[kind]["not found"]
     outcome = app.box_office.cancel_booking(event_id, names, not_found, caller())
     set_outcome_headers(outcome)
     return booking_response(outcome, kind, "cancelled")
-
-
-def user_name(body: Body) -> str:
-    """The user's name in bookings, "id:..." or "email:..."; 400."""
-    if (body.get("userEmail") is None) == (body.get("userId") is None):
-        abort(400, "Send userId or userEmail: one is required, and not both")
-    if body.get("userEmail") is not None:
-        return f"email:{normalize_name(require_email(body, 'userEmail'))}"
-    return f"id:{require_id(body, 'userId')}"
 
 
 def booking_response(outcome: Outcome, kind: str, status: str, **more: int) -> Response:
@@ -2610,6 +2798,7 @@ def event_detail_json(event: Event) -> Body:
 
 @booking.delete("/events/<event_id>")
 @for_admins_if_login_is_required
+@operation()
 def delete_event(event_id: str) -> Response:
     """204: the event is gone, with all its bookings. The seeded one stays: 409."""
     outcome = app.box_office.close_event(event_id, caller())
@@ -2617,18 +2806,39 @@ def delete_event(event_id: str) -> Response:
     return Response(status=204)
 
 
+class ReportQuery(Fields):
+    """?format=csv."""
+
+    format: Annotated[Literal["json", "csv"], rule("{} must be json or csv")] | None = (
+        None
+    )
+
+    def wants_csv(self) -> bool:
+        """Whether the client asks for CSV, by ?format= or else by Accept."""
+        g.headers["Vary"] = "Accept"
+        if self.format is not None:
+            return self.format == "csv"
+        # A longer one would keep werkzeug's parser, whose time is quadratic, busy.
+        accepted = parse_accept_header(
+            request.headers.get("Accept", "")[:999], MIMEAccept
+        )
+        return accepted.best_match([JSON, "text/csv"]) == "text/csv"
+
+
 @booking.get("/events/<event_id>/report")
-def show_report(event_id: str) -> Response:
+@operation()
+def show_report(sent: ReportQuery, event_id: str) -> Response:
     """What one event has sold, as JSON or CSV."""
     report = app.box_office.database().document(event_id).report()
-    return csv_response([report]) if wants_csv() else json_response(report)
+    return csv_response([report]) if sent.wants_csv() else json_response(report)
 
 
 @booking.get("/report")
-def show_all_reports() -> Response:
+@operation()
+def show_all_reports(sent: ReportQuery) -> Response:
     """{events: [report, ...], totals: {...}}, as JSON or CSV."""
     reports = [document.report() for document in app.box_office.database().events()]
-    if wants_csv():
+    if sent.wants_csv():
         return csv_response(reports)
     totals = {
         "totalTickets": sum(r.total_tickets for r in reports),
@@ -2640,19 +2850,9 @@ def show_all_reports() -> Response:
     return json_response({"events": reports, "totals": totals})
 
 
-def wants_csv() -> bool:
-    """Whether the client asks for CSV, by ?format= or else by Accept; 400."""
-    wanted = request.args.get("format")
-    if wanted not in {None, "json", "csv"}:
-        abort(400, "format must be json or csv")
-    if wanted is not None:
-        return wanted == "csv"
-    return request.accept_mimetypes.best_match([JSON, "text/csv"]) == "text/csv"
-
-
 def csv_response(reports: list[Report]) -> Response:
     """CSV with cells escaped against formula injection, also where ; divides cells."""
-    formula = re.compile(r"""(^|[;,\t\r\n"'])(?=[=+\-@])""")
+    formula = re.compile(r"""(^|[;,\t\r\n"'])(?=[=+\-@\uff1d\uff0b\uff0d\uff20])""")
     sheet = io.StringIO()
     writer = csv.writer(sheet)
     rows: list[Body] = [msgspec.to_builtins(report) for report in reports]
@@ -2662,19 +2862,32 @@ def csv_response(reports: list[Report]) -> Response:
             formula.sub(r"\1'", cell) if isinstance(cell, str) else cell
             for cell in row.values()
         )
-    return bytes_response(sheet.getvalue().encode(), "text/csv; charset=utf-8")
+    g.headers["Content-Disposition"] = 'attachment; filename="report.csv"'
+    text = sheet.getvalue().encode("utf-8-sig")  # by the mark Excel knows UTF-8
+    return bytes_response(text, "text/csv; charset=utf-8")
+
+
+class LoginBody(Fields, kw_only=True):
+    """{"email":"ann@example.com","password":"my long password"}."""
+
+    email: Email | None = None
+    username: PlainText | None = None
+    user_id: Id | None = None
+    password: Password
+
+    def __post_init__(self) -> None:
+        """Refuse none and several."""
+        if [self.email, self.username, self.user_id].count(None) != 2:
+            abort(400, "Send email, username or userId (one of them is required)")
 
 
 @booking.post("/login")
 @counted_as_login
-def log_in() -> Response:
+@operation()
+def log_in(sent: LoginBody) -> Response:
     """{email | username | userId, password} -> {token, accessToken, ...}."""
-    body = json_body()
-    given = [n for n in ("email", "username", "userId") if body.get(n) is not None]
-    if len(given) != 1:
-        abort(400, "Send email, username or userId (one of them is required)")
-    name = str(require_id(body, given[0]))
-    token = app.box_office.log_in(name, require_password(body, 1))
+    name = sent.email or sent.username or str(sent.user_id)
+    token = app.box_office.log_in(name, sent.password)
     return json_response(
         {
             "token": token,
@@ -2706,18 +2919,32 @@ def envelope(message: str, data: object = None, status: int = 200) -> Response:
     return json_response(body, status)
 
 
+TEXT_OF_PASSWORDS: Final = "{} must have 8 characters or more (at most 1024 bytes)."
+
+
+class RegisterBody(Fields):
+    """{"username":"ann","email":"ann@example.com","password":"my long password"}."""
+
+    username: PlainText
+    email: Email
+    password: Annotated[str, rule(TEXT_OF_PASSWORDS, min_length=8, max_length=1024)]
+
+    def __post_init__(self) -> None:
+        """Refuse names that are another field's, and passwords that are too long."""
+        if re.search("@|^[0-9]+$", normalize_name(self.username)):
+            abort(400, "username must not be a number, nor an e-mail address")
+        if not is_valid_password(self.password):
+            abort(400, TEXT_OF_PASSWORDS.format("password"))
+
+
 @v1.post("/auth/register")
 @counted_as_registration
-def register() -> Response:
+@operation()
+def register(sent: RegisterBody) -> Response:
     """{username, email, password} -> 201 {id, username, email}; 409 if taken."""
-    body = json_body()
-    username = require_str(body, "username")
-    address = require_email(body, "email")
-    if re.search("@|^[0-9]+$", normalize_name(username)):
-        abort(400, "username must not be a number, nor an e-mail address")
-    password_hash = hash_password(require_password(body, 8))
+    password_hash = hash_password(sent.password)
     registration = app.box_office.register(
-        Account(0, username, address, password_hash, "user"),
+        Account(0, sent.username, sent.email, password_hash, "user"),
         first_is_admin=comes_from_this_machine(),
     )
     g.headers["X-Attempts"] = str(registration.attempts)
@@ -2737,56 +2964,68 @@ def account_json(account: Account) -> Body:
     return {"id": account.id, "username": account.username, "email": account.email}
 
 
+class EmailLoginBody(Fields):
+    """{"email":"ann@example.com","password":"my long password"}."""
+
+    email: Email
+    password: Password
+
+
 @v1.post("/auth/login")
 @counted_as_login
-def log_in_by_email() -> Response:
+@operation()
+def log_in_by_email(sent: EmailLoginBody) -> Response:
     """{email, password} -> {token}."""
-    body = json_body()
-    address = require_email(body, "email")
-    token = app.box_office.log_in(address, require_password(body, 1))
+    token = app.box_office.log_in(sent.email, sent.password)
     return envelope("Login successful.", {"token": token})
 
 
 @v1.get("/auth/me")
+@operation(login="users")
 def show_me() -> Response:
     """{id, username, email} of the caller."""
-    require_login()
     return envelope("User retrieved successfully.", account_json(g.account))
 
 
+class EventBody(Fields, kw_only=True):
+    """{"name":"Concert","date":"2024-12-01","totalTickets":100}."""
+
+    name: PlainText
+    total_tickets: Seats
+    available_tickets: Annotated[int, between(0, MAX_SEATS)] | None = None
+    date: PlainText  # a day, or a time
+
+    def __post_init__(self) -> None:
+        """Refuse an event that would begin with tickets sold."""
+        if self.available_tickets not in {None, self.total_tickets}:
+            abort(400, "availableTickets must equal totalTickets, or be left out")
+
+
 @v1.post("/event")
-def create_event() -> Response:
+@operation(login="admins")
+def create_event(sent: EventBody) -> Response:
     """{name, date, totalTickets, availableTickets?} -> 201, the event; for admins."""
-    require_login(admin=True)
-    body = json_body()
-    name = require_str(body, "name")
-    total = require_int(body, "totalTickets", 1, MAX_SEATS)
-    available = total
-    if body.get("availableTickets") is not None:
-        available = require_int(body, "availableTickets", 0, MAX_SEATS)
-    if available != total:
-        abort(400, "availableTickets must equal totalTickets, or be left out")
-    date = require_date(body, "date")
-    event = Event("", name, total, total, 0, 0, date, g.account.id, timestamp())
+    total = sent.total_tickets
+    date = utc_timestamp(sent.date)
+    event = Event("", sent.name, total, total, 0, 0, date, g.account.id, timestamp())
     event = open_event(event, None)
     answer = v1_event_json(Document.of(event, {}))
     return envelope("Event created successfully.", answer, 201)
 
 
-def require_date(body: Body, name: str) -> str:
-    """A date of the body, as a time in UTC; 400."""
+def utc_timestamp(date: str) -> str:
+    """A day or a time as a time in UTC; 400 if it is neither."""
     try:
-        date = datetime.fromisoformat(require_str(body, name))
-        in_utc = date.astimezone(UTC) if date.tzinfo else date.replace(tzinfo=UTC)
-        return timestamp(in_utc)
+        at = datetime.fromisoformat(date)
+        return timestamp(at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
-        abort(400, f"{name} must be a date like 2024-12-01")
+        abort(400, "date must be a date like 2024-12-01")
 
 
 @v1.get("/event")
+@operation(login="users")
 def list_v1_events() -> Response:
     """[event, ...], the seeded one last."""
-    require_login()
     seeded, *others = map(v1_event_json, app.box_office.database().events())
     return envelope("Events retrieved successfully.", [*others, seeded])
 
@@ -2810,68 +3049,111 @@ def v1_event_json(document: Document) -> Body:
 
 
 @v1.delete("/event/<event_id>")
+@operation(login="admins")
 def delete_v1_event(event_id: str) -> Response:
     """For admins."""
-    require_login(admin=True)
     outcome = app.box_office.close_event(event_id, caller())
     g.headers["X-Attempts"] = str(outcome.attempts)
     return envelope("Event deleted successfully.")
 
 
+class BookingBody(Fields, kw_only=True):
+    """{"eventId":"3","firstName":"Ann","email":"ann@a.org","ticketsReserved":"2"}."""
+
+    event_id: Id
+    tickets_reserved: Seats
+    first_name: PlainText
+    last_name: OptionalText = ""  # not everybody has one
+    email: Email
+
+
 @v1.post("/booking")
-def create_booking() -> Response:
-    """{eventId, firstName, lastName, email, ticketsReserved} -> 201; 200 waiting."""
-    body = json_body()
-    event_id = str(require_id(body, "eventId"))
-    seats = require_int(body, "ticketsReserved", 1, MAX_SEATS)
+@operation()
+def create_booking(sent: BookingBody) -> Response:
+    """{eventId, firstName, lastName?, email, ticketsReserved} -> 201; 200 waiting."""
+    event_id = str(sent.event_id)
     person = {
-        "first_name": require_str(body, "firstName"),
-        "last_name": require_str(body, "lastName"),
-        "email": require_email(body, "email"),
+        "first_name": sent.first_name,
+        "last_name": sent.last_name,
+        "email": sent.email,
     }
     holder = f"account-{g.account.id}" if g.account else "guest"
     number = secrets.randbits(52) + 1  # a whole number for every reader of JSON
     order = requested_reservation(
-        body, event_id, person["email"], holder, seats, booking=number, **person
+        event_id,
+        sent.email,
+        holder,
+        sent.tickets_reserved,
+        booking=number,
+        **person,
     )
     try:
         sale = app.box_office.sell(event_id, order, "when sold out", caller())
     except NotEnoughSeats:
         abort(409, "Not enough tickets available to fulfill your request.")
     set_sale_headers(sale, event_id)
-    answer = booking_json(cast("Reservation", sale.reservation), body, person)
+    answer = booking_json(cast("Reservation", sale.reservation))
     if sale.position:
         return envelope("Tickets are sold out; you are on the waitlist.", answer)
     return envelope("Booking created successfully.", answer, 201)
 
 
-def booking_json(sold: Reservation, body: Body, person: dict[str, str]) -> Body:
+def booking_json(sold: Reservation) -> Body:
     """A booking as /api/v1 shows it; numbers have the type they were sent in."""
+    given = json_body()
     return {
         "id": sold.origin.booking,
-        "eventId": body["eventId"],
+        "eventId": given["eventId"],
         "userId": g.account.id if g.account else None,
-        "firstName": person["first_name"],
-        "lastName": person["last_name"],
-        "email": person["email"],
-        "ticketsReserved": body["ticketsReserved"],
+        "firstName": sold.origin.first_name,
+        "lastName": sold.origin.last_name,
+        "email": sold.origin.email,
+        "ticketsReserved": given["ticketsReserved"],
         "bookingStatus": "waitlisted" if sold.joined_at else "completed",
         "createdAt": sold.ts,
         "updatedAt": sold.ts,
     }
 
 
+NO_BOOKING: Final = "Booking not found or already cancelled"
+
+
+class CancelledTickets(Fields):
+    """{"ticketsToCancel":2}."""
+
+    booking_id: Id | None = None
+    tickets_to_cancel: Seats | None = None
+
+
 @v1.delete("/booking/<number>")
-def cancel_booking(number: str) -> Response:
+@operation()
+def cancel_booking(sent: CancelledTickets, number: str) -> Response:
     """{bookingId?, ticketsToCancel?} -> 200; without a number, all that is left."""
-    body = json_body()
-    if body.get("bookingId") is not None and str(body["bookingId"]) != number:
+    if str(number if sent.booking_id is None else sent.booking_id) != number:
         abort(400, "bookingId is not the one in the path")
-    seats = None
-    if body.get("ticketsToCancel") is not None:
-        seats = require_int(body, "ticketsToCancel", 1, MAX_SEATS)
+    if request.content_type and not request.get_data():
+        abort(
+            400,
+            "There is a Content-Type, but no body: it may have been lost. To cancel "
+            "all tickets, send the body {} or no Content-Type.",
+        )
     event_id, reservation_id = find_booking(number)
-    outcome = app.box_office.cancel(event_id, reservation_id, seats, caller())
+    try:
+        outcome = app.box_office.cancel(
+            event_id, reservation_id, sent.tickets_to_cancel, caller()
+        )
+    except BadSeatCount as error:
+        if error.held == 1:
+            abort(400, "You hold 1 ticket: ticketsToCancel must be 1")
+        abort(
+            400,
+            f"You hold {error.held} tickets: ticketsToCancel must be between 1 and "
+            f"{error.held}",
+        )
+    except NotFound as error:
+        raise NotFound(NO_BOOKING) from error
+    except NotAllowed as error:
+        raise NotAllowed("This booking belongs to somebody else.") from error
     set_outcome_headers(outcome)
     return envelope("Booking cancelled successfully.")
 
@@ -2883,7 +3165,7 @@ def find_booking(number: str) -> tuple[str, str]:
             booking_number = reservation.origin.booking
             if booking_number and str(booking_number) == number:
                 return str(document.event.event_id), reservation.reservation_id
-    raise NotFound("Booking not found or already cancelled")
+    raise NotFound(NO_BOOKING)
 
 
 @v1.get("/booking/status/<event_id>")
@@ -2911,6 +3193,7 @@ page: Final = Blueprint("page", __name__)
 @open_to_all
 def welcome() -> Response:
     """The live page for a browser; for anything else a text with what to try."""
+    g.headers["Vary"] = "Accept"
     if "text/html" in request.headers.get("Accept", ""):
         return page_response()
     here = f"{request.scheme}://{request.host}"
@@ -3355,7 +3638,7 @@ def make_app(settings: Settings) -> App:
     app.limiter = limits.strategies.FixedWindowRateLimiter(
         limits.storage.storage_from_string(settings.rate_storage)
     )
-    app.config.update(MAX_CONTENT_LENGTH=64 * 1024, PROPAGATE_EXCEPTIONS=False)
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, PROPAGATE_EXCEPTIONS=False)
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.converters["any_path"] = AnyPath

@@ -905,7 +905,7 @@ def sheet(answer):
     """The rows of a CSV, as a spreadsheet reads them."""
     assert answer.status_code == 200
     assert answer.content_type.startswith("text/csv")
-    return [*csv.reader(io.StringIO(answer.text, newline=""))]
+    return [*csv.reader(io.StringIO(answer.data.decode("utf-8-sig"), newline=""))]
 
 
 @pytest.mark.parametrize(
