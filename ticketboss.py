@@ -1992,22 +1992,25 @@ def parse(kind: type[F]) -> F:
 
     400 for the first of the declared fields that is wrong.
     """
-    given = {}
-    if request.method not in {"GET", "HEAD"}:
-        given = json_body(kind.__doc__)
-    if request.method in {"GET", "HEAD", "DELETE"}:
+    method = request.method
+    given = {} if method in {"GET", "HEAD"} else json_body(example_of(kind))
+    if method in {"GET", "HEAD", "DELETE"}:
         given |= query_fields(kind, given)
+    is_v1 = request.blueprint == "v1"
     values = {}
     for each in fields_of(kind):
         value = given.get(each.name)
         if value is not None:
-            values[each.name] = each.normalize(
-                value, is_number_as_text=request.blueprint == "v1"
-            )
+            values[each.name] = each.normalize(value, is_number_as_text=is_v1)
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError:
         abort(400, next(refusals(kind, values)))
+
+
+def example_of(kind: type[Fields]) -> str:
+    """What to send, for example."""
+    return str(kind.__doc__).removesuffix(".")
 
 
 def refusals(kind: type[Fields], values: Body) -> Iterator[str]:
@@ -2031,10 +2034,7 @@ def query_fields(kind: type[Fields], body: Body) -> Body:
     for name, texts in request.args.lists():
         if name in known:
             in_body = body.get(name)
-            if (
-                len(texts) > 1
-                or str(texts[0] if in_body is None else in_body) != texts[0]
-            ):
+            if len(texts) > 1 or (in_body is not None and str(in_body) != texts[0]):
                 abort(400, f"{name} is there twice. Send it once.")
             found[name] = known[name].normalize(texts[0], is_number_as_text=True)
         elif request.method == "DELETE":
@@ -2053,11 +2053,11 @@ def whole_or_float(text: str) -> float:
 JSON_DECODER: Final = msgspec.json.Decoder(float_hook=whole_or_float)
 
 
-def json_body(example: str | None = "{}") -> Body:
+def json_body(example: str = "{}") -> Body:
     """The request's JSON object, whatever its Content-Type says; 400 if it is none."""
     try:
         raw = request.get_data() or b"{}"
-        if len(raw) == request.max_content_length and request.content_length is None:
+        if len(raw) == MAX_BODY and request.content_length is None:
             raw += request.environ["wsgi.input"].read(1)  # in chunks, so it may go on
     except HTTPException:
         raise
