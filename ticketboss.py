@@ -2320,7 +2320,9 @@ def before_request() -> None:
     enforce_rate_limits()  # also on what is refused below
     if not environ.get("QUERY_STRING", "").isascii():
         abort(400, "Send the query percent-encoded, as %C3%A9.")
-    check_host(environ.get("HTTP_HOST", "localhost"))
+    # What --trust-proxy replaced is kept there: a page could send X-Forwarded-Host.
+    sent = environ.get("werkzeug.proxy_fix.orig", environ)
+    check_host(sent.get("HTTP_HOST") or "localhost")
     authorization = environ.get("HTTP_AUTHORIZATION")
     if authorization is not None and not route_has("open to all"):
         scheme, _, token = authorization.partition(" ")
@@ -2359,6 +2361,8 @@ def check_host(host: str) -> None:
 
 def check_change(environ: dict[str, Any]) -> None:
     """Checks before a change: origin, encoding, If-Match and login."""
+    if request.url_rule is None:  # 404 or 405, whatever else the request says
+        return
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None and origin.partition("://")[2] != request.host:
         abort(403, "A page of another site may not change anything here.")
