@@ -19,7 +19,7 @@ Section 5 is that idea. The sections above it are what it needs, the sections be
 it are what it is for; no section refers to a later one.
 
 1 Settings, 2 Values, 3 Rules, 4 Store, 5 Transactions, 6 Accounts, 7 Box office,
-8 HTTP, 9 Partner API, 10 Booking API, 11 /api/v1, 12 Page, 13 Race, 14 Main.
+8 HTTP, 9 Partner API, 10 Booking API, 11 /api/v1, 12 Page, 13 Race, 14 Server, 15 Main.
 
 Known limits: one machine with POSIX file locks (no network drives); each change
 writes the whole file; without --require-login, anyone who can connect can do
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import ctypes
 import errno
 import functools
 import hashlib
@@ -41,10 +42,13 @@ import logging
 import math
 import multiprocessing
 import os
+import platform
+import queue
 import random
 import re
 import secrets
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -75,9 +79,13 @@ import click
 import jwt
 import limits
 import msgspec
+import waitress.adjustments
+import waitress.buffers
 import waitress.channel
+import waitress.parser
 import waitress.server
 import waitress.task
+import waitress.wasyncore
 from filelock import FileLock, Timeout
 from flask import Blueprint, Flask, Response, abort, current_app, g, request
 from msgspec import Meta, Struct, field
@@ -97,7 +105,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 class Settings(Struct, frozen=True, kw_only=True):
     """Configuration of one server."""
 
-    host: str = "127.0.0.1"
+    host: str = "localhost"  # both loopback addresses
     port: int = 3000  # 0 picks a free one
     db: str = "db.json"
     seats: int = 500  # of the seeded event
@@ -3631,7 +3639,460 @@ def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
             )
 
 
-# === 14. Main ================================================================
+# === 14. Server ==============================================================
+# `python ticketboss.py` under waitress: one loop reads and sends for all connections,
+# threads make the answers. No thread ever waits for a client, and no client keeps
+# another from being served. Knows nothing of seats.
+
+READ_THREADS: Final = 8  # kept free of changes, which may all wait for the lock
+CHANGE_THREADS: Final = 56
+MAX_CONNECTIONS: Final = 900
+OTHER_DESCRIPTORS: Final = 100  # for files, and what the libraries open
+UNREAD_S: Final = 10  # how long an answer may wait for its reader, without progress
+UNFINISHED_S: Final = 30  # how long a request may take to arrive
+IDLE_S: Final = 75  # longer than proxies keep a connection, which is 60 s
+END_S: Final = 30  # how long an end may take
+MAX_UNREAD_BYTES: Final = 256 * 2**20  # of all answers together
+ARENAS: Final = 4  # of glibc's malloc; with one for each thread, freed memory stays
+
+
+class RequestParser(waitress.parser.HTTPRequestParser):
+    """Parses a request in linear time, and refuses what two parsers may read apart."""
+
+    command: Any
+    path: Any
+    START_LINE = re.compile(rb"[^ ]++ [^ ]++(?: HTTP/[0-9]\.[0-9])?+")
+    # Leading blanks of a value, folded lines included.
+    BLANKS = re.compile(rb"^([^\r\n: \t]++:)(?:[ \t]|\r\n(?=[ \t]))++", re.MULTILINE)
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Parse the start line and the headers.
+
+        Two of waitress's patterns are quadratic: that of a header in the blanks before
+        its value, that of the start line where it does not match. Neither is given the
+        text that makes it slow.
+        """
+        start_line = header_plus.partition(b"\r\n")[0].rstrip()
+        if not self.START_LINE.fullmatch(start_line):
+            raise waitress.parser.ParsingError("Start line is invalid")
+        try:
+            super().parse_header(self.BLANKS.sub(rb"\1", header_plus))
+        except ValueError as error:  # of urlsplit, or of int with 5,000 digits
+            raise waitress.parser.ParsingError(f"Invalid request: {error}") from None
+        headers = self.headers
+        if self.version == "1.1" and "HOST" not in headers:
+            raise waitress.parser.ParsingError("HTTP/1.1 requires a Host header")
+        has_two_lengths = self.chunked and "CONTENT_LENGTH" in headers
+        if has_two_lengths or "TRANSFER_ENCODING" in headers:  # the latter in HTTP/1.0
+            raise waitress.parser.ParsingError("The length of the body is ambiguous")
+        if self.command == "OPTIONS" and self.path == "*":  # about the server itself
+            self.path = "/"
+
+
+class AnswerTask(waitress.task.WSGITask):
+    """Makes an answer in one piece, and keeps the connection if it has no body."""
+
+    request: Any
+    response_headers: Any
+
+    def write(self, data: bytes) -> None:
+        """Write the body, together with the head if it is complete."""
+        if self.wrote_header or not self.has_body or self.content_length != len(data):
+            super().write(data)
+            return
+        head = self.build_response_header()
+        self.wrote_header = True
+        self.content_bytes_written = len(data)
+        self.channel.write_soon(head + data)
+
+    def set_close_on_finish(self) -> None:
+        """Close the connection, unless it is clear anyway where the answer ends.
+
+        waitress closes it after each answer without a Content-Length, also after a 204
+        or 304, which has no body.
+        """
+        asked = self.request.headers.get("CONNECTION", "").lower()
+        may_stay = asked == "keep-alive" or (self.version == "1.1" and asked != "close")
+        if self.has_body or not may_stay:
+            super().set_close_on_finish()
+        elif self.version == "1.0":
+            self.response_headers.append(("Connection", "Keep-Alive"))
+
+
+class JsonErrorTask(waitress.task.ErrorTask):
+    """Answers in JSON what waitress refuses before Flask sees it."""
+
+    def execute(self) -> None:
+        """Write the answer."""
+        request: Any = self.request
+        error = request.error
+        text = ERROR_TEXTS[413] if error.code == 413 else error.body
+        if error.code == 431:
+            text = "The headers are larger than 16 KiB."
+        path = getattr(request, "path", "/")
+        body = msgspec.json.encode(error_body(path, error.code, text)) + b"\n"
+        given_id = getattr(request, "headers", {}).get("X_REQUEST_ID")
+        headers = [("Content-Type", JSON), ("X-Request-ID", request_id(given_id))]
+        error.to_response = lambda _: (f"{error.code} {error.reason}", headers, body)
+        super().execute()
+
+
+class Connection(waitress.channel.HTTPChannel):
+    """One client. The loop reads and sends, a thread makes one answer at a time."""
+
+    parser_class = RequestParser
+    task_class = AnswerTask
+    error_task_class = JsonErrorTask
+    server: Any  # a Listener
+    outbufs: Any
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self.progress_at = time.monotonic()  # connected, answered, or read an answer
+        self.begun_at: float | None = None  # when a request began that is unfinished
+        self.is_parked = False  # the next request waits until the answers are sent
+        super().__init__(*arguments, **more)
+
+    def readable(self) -> bool:
+        """Whether the loop may read from it."""
+        return not self.server.owner.is_ending and bool(super().readable())
+
+    def received(self, data: bytes) -> bool:
+        """Take what was read. More of an unfinished request is no progress."""
+        is_taken = bool(super().received(data))
+        if self.request is not None and self.begun_at is None:
+            self.begun_at = time.monotonic()
+        return is_taken
+
+    def service(self) -> None:
+        """Answer the first request, in a thread."""
+        self.begun_at = None
+        super().service()
+
+    def write_soon(self, data: bytes) -> int:
+        """Keep an answer until the loop sends it.
+
+        waitress's own sends at once, for which the thread gives up Python's lock, and
+        waits for its reader if much is unsent.
+        """
+        buffer = waitress.buffers.OverflowableBuffer(self.adj.outbuf_overflow)
+        buffer.append(data)
+        with self.outbuf_lock:
+            if not self.connected:
+                raise waitress.channel.ClientDisconnected
+            self.outbufs.append(buffer)
+            self.total_outbufs_len += len(data)
+            self.progress_at = time.monotonic()
+        return len(data)
+
+    def writable(self) -> bool:
+        """Whether the loop has something to send."""
+        if self.is_parked and not self.total_outbufs_len:
+            self.is_parked = False
+            self.server.add_task(self)
+        return bool(super().writable())
+
+    def handle_write(self) -> None:
+        """Send what the client takes."""
+        unsent, now = self.total_outbufs_len, time.monotonic()
+        super().handle_write()
+        if self.total_outbufs_len < unsent:
+            self.progress_at = now
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether no thread works for it."""
+        return not self.requests or self.is_parked
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether its client has done nothing for too long."""
+        if not self.waits_for_client:
+            return False
+        if self.total_outbufs_len:
+            return now - self.progress_at > UNREAD_S
+        if self.begun_at is not None:
+            return now - self.begun_at > UNFINISHED_S
+        return now - self.progress_at > IDLE_S
+
+
+class Workers:
+    """Threads that answer requests; some are kept for reads.
+
+    The queues are SimpleQueues, whose hand-over costs one lock. waitress's own
+    dispatcher takes 22 futex calls for an answer.
+    """
+
+    def __init__(self) -> None:
+        self.reads: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self.changes: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        for waiting, count in (
+            (self.reads, READ_THREADS),
+            (self.changes, CHANGE_THREADS),
+        ):
+            for _ in range(count):
+                threading.Thread(target=self._work, args=[waiting], daemon=True).start()
+
+    def add_task(self, connection: Connection) -> None:
+        """Have the connection's first request answered."""
+        method = getattr(connection.requests[0], "command", "GET")
+        is_read = method in {"GET", "HEAD", "OPTIONS"}
+        (self.reads if is_read else self.changes).put(connection)
+
+    def _work(self, waiting: queue.SimpleQueue[Connection]) -> None:
+        while True:
+            connection = waiting.get()
+            try:
+                connection.service()
+            except BaseException:  # an ended thread would be missing for ever
+                log.exception("A request was not answered")
+                connection.cancel()
+                connection.server.pull_trigger()
+
+
+class Listener(waitress.server.TcpWSGIServer):
+    """One address where clients connect."""
+
+    channel_class = Connection
+
+    trigger: Any
+
+    def __init__(
+        self, owner: Server, listening: socket.socket, adjustments: Any
+    ) -> None:
+        self.owner = owner
+        super().__init__(
+            owner.app,
+            owner.channels,
+            _sock=listening,
+            dispatcher=cast("Any", owner.workers),
+            adj=adjustments,
+            sockinfo=(listening.family, listening.type, 0, listening.getsockname()),
+            bind_socket=False,
+        )
+
+    def readable(self) -> bool:
+        """Whether another client may connect."""
+        return self.accepting and not self.owner.is_full
+
+    def add_task(self, task: Any) -> None:
+        """Have a request answered, once the client has the answers before it."""
+        if task.total_outbufs_len:
+            task.is_parked = True
+        else:
+            self.owner.workers.add_task(task)
+
+    def pull_trigger(self) -> None:
+        """Wake the loop."""
+        self.owner.wake()
+
+
+class Server:
+    """The loop, its connections and its threads."""
+
+    def __init__(self, app: App, sockets: list[socket.socket]) -> None:
+        self.app = app
+        self.channels: dict[int, Any] = {}  # connections, listeners and their triggers
+        self.is_ending = False
+        self.is_full = False
+        self.was_full = False
+        self.cut = 0  # connections, at the end
+        self.limit = raise_connection_limit()
+        self._is_woken = False
+        self._next_sweep = 0.0
+        bound_arenas()
+        self.workers = Workers()
+        logging.getLogger("waitress").setLevel(logging.ERROR)
+        adjustments = waitress.adjustments.Adjustments(
+            ident="TicketBoss",
+            max_request_header_size=16 * 1024,
+            max_request_body_size=2**20,
+            clear_untrusted_proxy_headers=False,
+            inbuf_overflow=2**62,  # in memory: no disk and no descriptors
+            outbuf_overflow=2**62,
+        )
+        self.listeners = [Listener(self, one, adjustments) for one in sockets]
+
+    def connections(self) -> list[Connection]:
+        """All connections."""
+        return [c for c in self.channels.values() if isinstance(c, Connection)]
+
+    def wake(self) -> None:
+        """Let the loop look again; one call, however many threads ask for it."""
+        if not self._is_woken:
+            self._is_woken = True
+            self.listeners[0].trigger.pull_trigger()
+
+    def turn(self) -> None:
+        """Read, send and accept once, or wait a moment for something to do."""
+        self._is_woken = False  # before the channels are looked at
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + 1
+            self._drop_the_overdue(now)
+        self._make_room()
+        waitress.wasyncore.loop(timeout=0.2, use_poll=True, map=self.channels, count=1)
+
+    def finish(self) -> int:
+        """Answer what was accepted; how many connections had to be cut after 30 s."""
+        self.is_ending = True
+        for listener in self.listeners:
+            waitress.wasyncore.dispatcher.close(listener)  # and not its trigger
+        deadline = time.monotonic() + END_S
+        while pending := [
+            c for c in self.connections() if c.requests or c.total_outbufs_len
+        ]:
+            if time.monotonic() > deadline:
+                return self.cut + len(pending)
+            self.turn()
+        return self.cut
+
+    def _drop_the_overdue(self, now: float) -> None:
+        # Closed here, not by waitress's will_close, which waits until the client reads.
+        for connection in self.connections():
+            if connection.is_overdue(now):
+                self.cut += self.is_ending
+                connection.handle_close()
+        unread = [c for c in self.connections() if c.total_outbufs_len]
+        excess = sum(c.total_outbufs_len for c in unread) - MAX_UNREAD_BYTES
+        for connection in sorted(unread, key=lambda c: c.progress_at):
+            if excess > 0 and connection.waits_for_client:
+                excess -= connection.total_outbufs_len
+                connection.handle_close()
+
+    def _make_room(self) -> None:
+        """Drop the connection that has been longest without progress, if all are used.
+
+        Not while the loop handles events: a newcomer could get the same descriptor, and
+        with it an event of the connection that was dropped.
+        """
+        self.is_full = False
+        excess = len(self.channels) - 2 * len(self.listeners) - self.limit
+        if excess <= 0:
+            return
+        if not self.was_full:
+            self.was_full = True
+            log.warning(
+                "All %d connections are in use: newcomers take the place of those that "
+                "have been idle for longest.",
+                self.limit,
+            )
+        idle = [c for c in self.connections() if c.waits_for_client]
+        idle.sort(key=lambda c: c.progress_at)
+        for connection in idle[:excess]:
+            connection.handle_close()
+        self.is_full = len(idle) < excess
+
+
+def raise_connection_limit() -> int:
+    """Raise the limit of descriptors; how many connections fit below it."""
+    try:
+        import resource  # noqa: PLC0415 -- there is none on Windows
+    except ImportError:
+        return MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 10240 if hard == resource.RLIM_INFINITY else hard  # macOS takes no more
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(10, min(MAX_CONNECTIONS, soft - OTHER_DESCRIPTORS))
+
+
+def bound_arenas() -> None:
+    """Let all threads share a few of glibc's arenas, where it is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        m_arena_max = -8  # of malloc.h
+        ctypes.CDLL(None).mallopt(m_arena_max, ARENAS)
+
+
+def open_sockets(
+    host: str, port: int, addresses: list[tuple[int, str]]
+) -> list[socket.socket]:
+    """Listen at the addresses of a host; one that is not the first may be missing."""
+    sockets: list[socket.socket] = []
+    for family, address in addresses:
+        same_port = sockets[0].getsockname()[1] if sockets else port
+        try:
+            sockets.append(listen(family, address, same_port))
+        except OSError as error:
+            if not sockets:
+                raise cannot_listen(host, port, error) from None
+            reason = os.strerror(error.errno or 0).lower()
+            click.echo(
+                f"Not listening on {address}, port {same_port}: {reason}.", err=True
+            )
+    return sockets
+
+
+def addresses_of(host: str) -> list[tuple[int, str]]:
+    """Family and address of each place that a host means.
+
+    "localhost" means both loopback addresses, and * all addresses.
+    """
+    name = host.removeprefix("[").removesuffix("]")
+    if name == "localhost":
+        return [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+    if name == "*":
+        return [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]  # noqa: S104
+    try:
+        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise cannot_listen(host, 0, error) from None
+    return list(dict.fromkeys((family, str(at[0])) for family, *_, at in found))
+
+
+def listen(family: int, address: str, port: int) -> socket.socket:
+    """A socket that listens."""
+    return socket.create_server((address, port), family=family, backlog=1024)
+
+
+def cannot_listen(host: str, port: int, error: Exception) -> click.ClickException:
+    """The refusal that names what to change."""
+    if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
+        return click.ClickException(
+            f"Cannot listen on {host}: name not known. Check --host."
+        )
+    is_port = error.errno in {errno.EADDRINUSE, errno.EACCES}
+    reason = os.strerror(error.errno or 0).lower()
+    return click.ClickException(
+        f"Cannot listen on {host}, port {port}: {reason}. "
+        f"Check {'--port' if is_port else '--host'}."
+    )
+
+
+def are_loopback(addresses: list[tuple[int, str]]) -> bool:
+    """Whether only this machine can connect to them."""
+    return all(ipaddress.ip_address(address).is_loopback for _, address in addresses)
+
+
+def urls_of(host: str, sockets: list[socket.socket]) -> list[str]:
+    """Where clients can connect, in a form that they can type."""
+    if host == "localhost" and len(sockets) > 1:
+        return [f"http://localhost:{sockets[0].getsockname()[1]}"]
+    urls = []
+    for one in sockets:
+        address, port = one.getsockname()[:2]
+        names = [address]
+        if ipaddress.ip_address(address).is_unspecified:
+            names = own_addresses(one.family)
+        hosts = [f"[{name}]" if ":" in name else name for name in names]
+        urls += [f"http://{host}:{port}" for host in hosts]
+    return urls
+
+
+def own_addresses(family: int) -> list[str]:
+    """The address that other machines see, where there is one, and the loopback one."""
+    is_ipv4 = family == socket.AF_INET
+    documentation = "192.0.2.1" if is_ipv4 else "2001:db8::1"  # nothing is sent there
+    names = ["127.0.0.1" if is_ipv4 else "::1"]
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((documentation, 9))
+        names.insert(0, str(probe.getsockname()[0]))
+    return names
+
+
+# === 15. Main ================================================================
 # One app, however it is served, and the command line. Everything is wired here.
 
 
@@ -3721,7 +4182,6 @@ def settings_from(context: click.Context, *, standalone: bool = False) -> Settin
         trusted_hosts=params.pop("trusted_host"),
         jwt_secret=secret,
         standalone=standalone,
-        loopback=standalone and is_loopback(params["host"]),
         **params,
     )
 
@@ -3787,13 +4247,32 @@ def exit_with_message(db: str) -> Iterator[None]:
 DEFAULTS: Final = Settings()
 
 
+class PortOption(click.Option):
+    """--port, whose variable Kubernetes uses for a Service called ticketboss."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """The value of the variable, unless it is the address of a Service."""
+        value = super().resolve_envvar_value(ctx)
+        if value is None or not re.fullmatch("(tcp|udp|sctp)://.+", value):
+            return value
+        click.echo(
+            f"TICKETBOSS_PORT={value} is ignored: it is the address of a Service of "
+            "Kubernetes, not a port.",
+            err=True,
+        )
+        return os.environ.get("PORT")
+
+
 @click.group(
     invoke_without_command=True,
     context_settings={"show_default": True, "auto_envvar_prefix": "TICKETBOSS"},
 )
-@click.option("--host", default=DEFAULTS.host, help="Address to listen on.")
+@click.option(
+    "--host", default=DEFAULTS.host, help="Address to listen on; * for all of them."
+)
 @click.option(
     "--port",
+    cls=PortOption,
     default=DEFAULTS.port,
     type=click.IntRange(0, 65535),
     envvar=["TICKETBOSS_PORT", "PORT"],
@@ -3833,110 +4312,64 @@ DEFAULTS: Final = Settings()
 @click.pass_context
 def main(context: click.Context, /, db: str, **_: object) -> None:
     """Sell the seats of events over HTTP, and never sell a seat twice."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # escape what it cannot show
+            stream.reconfigure(errors="backslashreplace")
     if context.invoked_subcommand is None:
         with exit_with_message(db):
             serve(settings_from(context, standalone=True))
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C; then finish what is under way."""
-    app = make_app(settings)
-    channels: dict[int, Any] = {}
-    server = make_server(app, channels)
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; then finish what is under way."""
+    addresses = addresses_of(settings.host)
+    app = make_app(replace(settings, loopback=are_loopback(addresses)))
+    sockets = open_sockets(settings.host, settings.port, addresses)
+    server = Server(app, sockets)
+    signals = heard_signals()
+    print_banner(app, urls_of(settings.host, sockets))
+    while not signals:
+        server.turn()
+    cut = server.finish()
+    with suppress(OSError):  # of a terminal that is closed
+        click.echo(f"Stopped after {next(app.served)} requests.")
+        if cut:
+            click.echo(
+                f"Connections that were cut, since their answers were not made or not "
+                f"read within {END_S} s: {cut}."
+            )
+
+
+def heard_signals() -> list[int]:
+    """The signals to stop that have come; a second one ends the process at once."""
     signals: list[int] = []
+    heard = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)  # which nohup has us ignore
 
     def stop(number: int, _: object) -> None:
         # Not by an exception: one that is raised in a __del__ is dropped.
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one stops at once
+        for one in heard:
+            signal.signal(one, signal.SIG_DFL)
+        if signal.SIGHUP in heard:  # a closed terminal sends it twice
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    print_banner(app, getattr(server, "effective_port", settings.port))
-    while not signals:
-        server.asyncore.loop(timeout=0.2, use_poll=True, map=channels, count=1)
-    finish(server, channels)
-    click.echo(f"Stopped after {next(app.served)} requests.")
-
-
-def finish(server: Any, channels: dict[int, Any]) -> None:
-    """Answer what was accepted.
-
-    By itself, waitress drops what no thread has begun, what takes longer than 5 s and
-    what the sockets have not taken yet.
-    """
-    while server.task_dispatcher.queue:
-        time.sleep(0.02)
-    server.task_dispatcher.shutdown(timeout=3600)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and any(
-        getattr(channel, "total_outbufs_len", 0) for channel in channels.values()
-    ):
-        server.asyncore.loop(timeout=1, use_poll=True, map=channels, count=1)
+    for number in heard:
+        signal.signal(number, stop)
+    return signals
 
 
-def make_server(app: App, channels: dict[int, Any]) -> Any:
-    """A waitress server that listens already.
-
-    64 threads: with waitress's own 4, reads queue behind writers that wait for the
-    lock. 900 connections, polled: its own 100 let idle clients shut others out.
-    """
-    waitress.channel.HTTPChannel.error_task_class = JsonErrorTask
-    logging.getLogger("waitress").setLevel(logging.ERROR)
-    host, port = app.settings.host, app.settings.port
-    try:
-        return waitress.server.create_server(
-            app,
-            map=channels,
-            host=host,
-            port=port,
-            threads=64,
-            connection_limit=900,
-            asyncore_use_poll=True,
-            channel_timeout=30,
-            ident="TicketBoss",
-            max_request_body_size=2**20,
-            clear_untrusted_proxy_headers=False,
-        )
-    except OSError as error:
-        option = "--port" if error.errno == errno.EADDRINUSE else "--host"
-        reason = error.strerror or error
-    except ValueError as error:  # waitress's own, for a name that it cannot resolve
-        option = "--host"
-        reason = str(error)
-    raise click.ClickException(
-        f"Cannot listen on {host}, port {port}: {reason}. Check {option}."
-    )
-
-
-def print_banner(app: App, port: int) -> None:
+def print_banner(app: App, urls: list[str]) -> None:
     """Say what is served, where, and what to try first."""
-    host = app.settings.host
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     event = app.box_office.database().document(None).event
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
         f"stored in {app.store.path}\n"
-        f"Serving at {url} (press Ctrl-C to stop)\n\n"
-        f"  curl {url}/event\n"
-        f'  curl -d \'{{"partnerId":"abc-corp","seats":3}}\' {url}/reservations\n'
+        f"Serving at {' and '.join(urls)} (press Ctrl-C to stop)\n\n"
+        f"  curl {urls[0]}/event\n"
+        f'  curl -d \'{{"partnerId":"abc-corp","seats":3}}\' {urls[0]}/reservations\n'
     )
-
-
-class JsonErrorTask(waitress.task.ErrorTask):
-    """What waitress refuses before Flask sees it: in JSON, as everything else."""
-
-    def execute(self) -> None:
-        """Write the answer."""
-        request: Any = self.request
-        error = request.error
-        text = ERROR_TEXTS[413] if error.code == 413 else error.body
-        path = getattr(request, "path", "/")
-        body = msgspec.json.encode(error_body(path, error.code, text)) + b"\n"
-        given_id = getattr(request, "headers", {}).get("X_REQUEST_ID")
-        headers = [("Content-Type", JSON), ("X-Request-ID", request_id(given_id))]
-        error.to_response = lambda _: (f"{error.code} {error.reason}", headers, body)
-        super().execute()
 
 
 def command_option(name: str) -> Callable[[Any], Any]:

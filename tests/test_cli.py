@@ -528,13 +528,13 @@ def test_an_end_answers_those_whom_no_thread_has_begun_with(rigged, connect, sav
     server = rigged(
         f"""
 import itertools, os, signal
-from waitress.task import ThreadedTaskDispatcher
+from waitress.channel import HTTPChannel
 
-def add_task(self, task, add=ThreadedTaskDispatcher.add_task, n=itertools.count(1)):
-    add(self, task)
-    if next(n) == {crowd}:
+def received(self, data, receive=HTTPChannel.received, n=itertools.count(1)):
+    receive(self, data)
+    if self.requests and next(n) == {crowd}:
         os.kill(os.getpid(), signal.SIGTERM)
-ThreadedTaskDispatcher.add_task = add_task
+HTTPChannel.received = received
 """,
         "--think",
         "1s",
