@@ -3663,7 +3663,7 @@ class RequestParser(waitress.parser.HTTPRequestParser):
     path: Any
     START_LINE = re.compile(rb"[^ ]++ [^ ]++(?: HTTP/[0-9]\.[0-9])?+")
     # Leading blanks of a value, folded lines included.
-    BLANKS = re.compile(rb"^([^\r\n: \t]++:)(?:[ \t]|\r\n(?=[ \t]))++", re.MULTILINE)
+    BLANKS = re.compile(rb"^([^\r\n: \t]++:)(?:[ \t]++|\r\n(?=[ \t]))++", re.MULTILINE)
 
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the start line and the headers.
