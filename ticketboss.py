@@ -3653,7 +3653,9 @@ UNFINISHED_S: Final = 30  # how long a request may take to arrive
 IDLE_S: Final = 75  # longer than proxies keep a connection, which is 60 s
 END_S: Final = 30  # how long an end may take
 MAX_UNREAD_BYTES: Final = 256 * 2**20  # of all answers together
-ARENAS: Final = 4  # of glibc's malloc; with one for each thread, freed memory stays
+STALLED_S: Final = 2  # where there is more, without progress for so long is too long
+LARGE_ANSWER: Final = 8192  # bytes; a larger one is never copied
+ARENAS: Final = 2  # of glibc's malloc; with one for each thread, freed memory stays
 
 
 class RequestParser(waitress.parser.HTTPRequestParser):
@@ -3696,8 +3698,9 @@ class AnswerTask(waitress.task.WSGITask):
     response_headers: Any
 
     def write(self, data: bytes) -> None:
-        """Write the body, together with the head if it is complete."""
-        if self.wrote_header or not self.has_body or self.content_length != len(data):
+        """Write the body, together with the head if it is complete and not large."""
+        is_whole = self.has_body and self.content_length == len(data)
+        if self.wrote_header or not is_whole or len(data) > LARGE_ANSWER:
             super().write(data)
             return
         head = self.build_response_header()
@@ -3774,12 +3777,18 @@ class Connection(waitress.channel.HTTPChannel):
         waitress's own sends at once, for which the thread gives up Python's lock, and
         waits for its reader if much is unsent.
         """
-        buffer = waitress.buffers.OverflowableBuffer(self.adj.outbuf_overflow)
-        buffer.append(data)
+        small = waitress.buffers.OverflowableBuffer(self.adj.outbuf_overflow)
+        buffers: list[Any] = [small]  # the last one stays when all is sent
+        if len(data) <= LARGE_ANSWER:
+            small.append(data)
+        else:
+            large = waitress.buffers.ReadOnlyFileBasedBuffer(io.BytesIO(data))
+            large.prepare()
+            buffers.insert(0, large)
         with self.outbuf_lock:
             if not self.connected:
                 raise waitress.channel.ClientDisconnected
-            self.outbufs.append(buffer)
+            self.outbufs += buffers
             self.total_outbufs_len += len(data)
             self.progress_at = time.monotonic()
         return len(data)
@@ -3954,7 +3963,8 @@ class Server:
         unread = [c for c in self.connections() if c.total_outbufs_len]
         excess = sum(c.total_outbufs_len for c in unread) - MAX_UNREAD_BYTES
         for connection in sorted(unread, key=lambda c: c.progress_at):
-            if excess > 0 and connection.waits_for_client:
+            is_stalled = now - connection.progress_at > STALLED_S
+            if excess > 0 and is_stalled and connection.waits_for_client:
                 excess -= connection.total_outbufs_len
                 connection.handle_close()
 

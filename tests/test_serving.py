@@ -125,6 +125,9 @@ class Turned:
         self.server = ticketboss.Server(
             app, ticketboss.open_sockets("127.0.0.1", 0, addresses)
         )
+        listening = self.server.listeners[0].socket
+        # So that what the kernel keeps of an answer does not grow meanwhile.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         self.address = self.server.listeners[0].socket.getsockname()
         self.clients: list[socket.socket] = []
 
@@ -173,6 +176,7 @@ class Turned:
 
     def close(self) -> None:
         self.until(lambda: all(c.waits_for_client for c in self.server.connections()))
+        self.server.wake = lambda: None  # a thread may be about to call it
         for client in self.clients:
             client.close()
         for channel in [*self.server.channels.values()]:
@@ -362,17 +366,34 @@ def test_answers_that_wait_for_their_readers_have_a_bound_together(
     large(db, 20_000)
     served = turn()
     clients = [served.connect(LIST, buffer=4096) for _ in range(3)]
-    served.until(
-        lambda: all(
-            c.total_outbufs_len and not c.requests for c in served.server.connections()
-        )
-    )
+    told: list[int] = [0]
+
+    def is_stuck() -> bool:
+        connections = served.server.connections()
+        told.append(sum(connection.total_outbufs_len for connection in connections))
+        is_made = all(c.total_outbufs_len and not c.requests for c in connections)
+        return is_made and len(set(told[-4:])) == 1
+
+    served.until(is_stuck)
     kept = served.server.connections()
     kept[1].progress_at -= 5
     unread = sum(connection.total_outbufs_len for connection in kept)
     monkeypatch.setattr(ticketboss, "MAX_UNREAD_BYTES", unread * 3 // 4)
     served.until(lambda: len(served.server.connections()) == 2)
     assert [served.is_dropped(client) for client in clients] == [False, True, False]
+
+
+def test_a_large_answer_is_not_kept_once_it_is_sent(turn, db):
+    large(db, 5000)
+    served = turn()
+    client = served.connect(LIST)
+    assert served.read(client, b"]\n").count(b'"reservationId"') == 5000
+    [connection] = served.server.connections()
+    served.until(lambda: not connection.requests)
+    assert [len(buffer) for buffer in connection.outbufs] == [0]
+    assert connection.outbufs[0].buf is None
+    client.sendall(EVENT)
+    assert served.read(client, b"\n").startswith(b"HTTP/1.1 200 ")
 
 
 # --- Who answers -------------------------------------------------------------
