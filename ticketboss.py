@@ -3882,6 +3882,17 @@ class Listener(waitress.server.TcpWSGIServer):
         """Whether another client may connect."""
         return self.accepting and not self.owner.is_full
 
+    def accept(self) -> Any:
+        """Accept a client; where there is no descriptor left, make room for it."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            # One less: each newcomer is accepted before another is dropped for it.
+            self.owner.limit = max(1, len(self.owner.connections()) - 1)
+            return None
+
     def add_task(self, task: Any) -> None:
         """Have a request answered, once the client has the answers before it."""
         if task.total_outbufs_len:
@@ -4354,16 +4365,17 @@ def heard_signals() -> list[int]:
     """The signals to stop that have come; a second one ends the process at once."""
     signals: list[int] = []
     heard = [signal.SIGTERM, signal.SIGINT]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        heard.append(signal.SIGHUP)  # which nohup has us ignore
+    hangup = getattr(signal, "SIGHUP", None)  # there is none on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        heard.append(hangup)  # nohup has us ignore it
 
     def stop(number: int, _: object) -> None:
         # Not by an exception: one that is raised in a __del__ is dropped.
         signals.append(number)
         for one in heard:
             signal.signal(one, signal.SIG_DFL)
-        if signal.SIGHUP in heard:  # a closed terminal sends it twice
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if hangup in heard:  # a closed terminal sends it twice
+            signal.signal(hangup, signal.SIG_IGN)
 
     for number in heard:
         signal.signal(number, stop)

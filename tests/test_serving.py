@@ -7,6 +7,7 @@ new version of it makes a replacement needless, or takes it out of use.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ import pytest
 import waitress.adjustments
 import waitress.channel
 import waitress.parser
+import waitress.server
 import waitress.task
 from conftest import PROGRAM
 
@@ -394,6 +396,33 @@ def test_a_large_answer_is_not_kept_once_it_is_sent(turn, db):
     assert connection.outbufs[0].buf is None
     client.sendall(EVENT)
     assert served.read(client, b"\n").startswith(b"HTTP/1.1 200 ")
+
+
+# --- Who connects ------------------------------------------------------------
+
+
+def test_where_descriptors_run_out_those_longest_idle_make_room(
+    turn, monkeypatch, caplog
+):
+    served = turn()
+    clients = [served.connect() for _ in range(3)]
+    served.server.connections()[1].progress_at -= 1
+    real = waitress.server.TcpWSGIServer.accept
+
+    def accept(listener: Any) -> Any:
+        if len(served.server.connections()) >= 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(listener)
+
+    monkeypatch.setattr(waitress.server.TcpWSGIServer, "accept", accept)
+    newcomer = socket.socket()
+    served.clients.append(newcomer)
+    newcomer.connect(served.address)
+    newcomer.sendall(EVENT)
+    newcomer.setblocking(False)
+    assert served.read(newcomer, b"\n").startswith(b"HTTP/1.1 200 ")
+    assert [served.is_dropped(client) for client in clients] == [True, True, False]
+    assert caplog.text.count("connections are in use") == 1
 
 
 # --- Who answers -------------------------------------------------------------
