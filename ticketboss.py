@@ -3953,10 +3953,10 @@ class Server:
 
     def finish(self) -> int:
         """Answer what was accepted; how many connections had to be cut after 30 s."""
+        deadline = time.monotonic() + END_S
         self.is_ending = True
         for listener in self.listeners:
             waitress.wasyncore.dispatcher.close(listener)  # and not its trigger
-        deadline = time.monotonic() + END_S
         while pending := [
             c for c in self.connections() if c.requests or c.total_outbufs_len
         ]:
