@@ -2120,7 +2120,8 @@ def json_body(example: str = "{}") -> Body:
 
 def is_email(address: str) -> bool:
     """Whether it looks like one."""
-    return len(address) <= 200 and re.search(EMAIL, address) is not None
+    is_plain = re.search(PLAIN_TEXT, address) is not None
+    return is_plain and re.search(EMAIL, address) is not None
 
 
 def operation(*, login: str = "") -> Callable[[View], View]:
