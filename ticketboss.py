@@ -142,7 +142,9 @@ class Origin(Value, frozen=True):
     """Who a reservation is for and which request made it; never shown to others."""
 
     request: str = ""  # digest of the body that came with an Idempotency-Key
-    user: str = ""  # "id:..." or "email:...", for users who get one ticket each
+    # For users who get one ticket each, "id:..." or "mailto:..."; in records of older
+    # versions "email:...", where normalize_name had replaced letters of the address.
+    user: str = ""
     account: int = 0  # the account whose token made it
     booking: int = (
         0  # its number in /api/v1; random, since knowing it is enough to cancel
@@ -181,9 +183,32 @@ class Account(Value, frozen=True):
     role: Literal["user", "admin"]
 
 
+def normalize_text(text: str) -> str:
+    """The one form of a text that can be encoded in several ways."""
+    return unicodedata.normalize("NFC", text)
+
+
+def normalize_email(address: str) -> str:
+    """The case-insensitive form of an address. No letter becomes another: ß is not ss.
+
+    Normalised twice, since lower case may come apart again.
+    """
+    return normalize_text(normalize_text(address).lower())
+
+
 def normalize_name(name: str) -> str:
-    """The Unicode-normalised, case-insensitive form of a name."""
+    """The form of a username that is the same for all that look alike."""
     return unicodedata.normalize("NFKC", name).casefold()
+
+
+def other_spellings(names: frozenset[str]) -> frozenset[str]:
+    """How records of older versions may spell a user's names in bookings."""
+    folded = {
+        f"email:{normalize_name(name.removeprefix('mailto:'))}"
+        for name in names
+        if name.startswith("mailto:")
+    }
+    return frozenset(folded.union(map(normalize_text, names)))
 
 
 class TicketBossError(Exception):
@@ -326,11 +351,21 @@ class Document(Struct, frozen=True):
         return self
 
     def find_booking(self, names: frozenset[str]) -> Reservation | None:
-        """Find what a user, by any of their names, has booked or waits for."""
+        """Find what a user, by any of their names, has booked or waits for.
+
+        A name that is spelt differently counts if there is none that is the same.
+        """
+        spellings = other_spellings(names)
+        similar = None
         for reservation in self.reservations.values():
-            if reservation.origin.user in names and reservation.status != "cancelled":
+            user = reservation.origin.user
+            if not user or reservation.status == "cancelled":
+                continue
+            if user in names:
                 return reservation
-        return None
+            if similar is None and normalize_text(user) in spellings:
+                similar = reservation
+        return similar
 
     def cancel(
         self, reservation_id: str, at: str, seats: int | None = None
@@ -515,7 +550,8 @@ class Accounts(Value, frozen=True):
         for key, account in self.members.items():
             if key != str(account.id) or not 0 < account.id <= self.version:
                 yield f"account {account.id} has a wrong key or an unused id"
-            names += {normalize_name(account.email), normalize_name(account.username)}
+            names.append(f"email {normalize_email(account.email)}")
+            names.append(f"username {normalize_name(account.username)}")
         if len(names) > len(set(names)):
             yield "two accounts have the same e-mail or username"
 
@@ -537,10 +573,20 @@ class Database(Struct, frozen=True):
 
     def document(self, event_id: str | None) -> Document:
         """Find an event; None is the seeded one. Raises NotFound."""
-        found = self.documents.get(event_id or self.seeded)
+        found = self.documents.get(self.key_of(event_id))
         if found is None or found.event.deleted:
             raise NotFound("Event not found")
         return found
+
+    def key_of(self, event_id: str | None) -> str:
+        """The key of an event, whose id may be encoded differently in an old file."""
+        if event_id is None:
+            return self.seeded
+        if event_id in self.documents:
+            return event_id
+        wanted = normalize_text(event_id)
+        same = (key for key in self.documents if normalize_text(key) == wanted)
+        return next(same, wanted)
 
     def events(self) -> list[Document]:
         """All events that exist, the seeded one first."""
@@ -1264,12 +1310,18 @@ class Transactions:
 TOKEN_LIFETIME_S: Final = 3600
 HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
 DUMMY_HASH: Final = "scrypt:32768:8:1$nobodynobody0000$" + "0" * 128
+NameKind = Literal["email", "username", "userId"]  # a userId is an id or a username
 
 
 def account_names(account: Account) -> frozenset[str]:
     """All identifiers that count as this user in bookings."""
-    email = normalize_name(account.email)
-    return frozenset({f"id:{account.id}", f"id:{account.username}", f"email:{email}"})
+    return frozenset(
+        {
+            f"id:{account.id}",
+            f"id:{normalize_text(account.username)}",
+            f"mailto:{normalize_email(account.email)}",
+        }
+    )
 
 
 def owns(account: Account, reservation: Reservation) -> bool:
@@ -1280,24 +1332,24 @@ def owns(account: Account, reservation: Reservation) -> bool:
     return not origin.account and origin.user in account_names(account)
 
 
-def find_account(accounts: Accounts, name: str) -> Account | None:
-    """Find the account with that e-mail, username or id."""
-    wanted = normalize_name(name)
-    for account in accounts.members.values():
-        if wanted in (
-            normalize_name(account.email),
-            normalize_name(account.username),
-            str(account.id),
-        ):
-            return account
-    return None
+def login_names(account: Account) -> frozenset[str]:
+    """What an account can log in with, each with the field that it comes in."""
+    username = normalize_name(account.username)
+    return frozenset(
+        {
+            f"email {normalize_email(account.email)}",
+            f"username {username}",
+            f"userId {username}",
+            f"userId {account.id}",
+        }
+    )
 
 
-def find_account_by_email(accounts: Accounts, address: str) -> Account | None:
-    """Find the account with that e-mail, whatever usernames look like it."""
-    wanted = normalize_name(address)
+def find_account(accounts: Accounts, kind: NameKind, name: str) -> Account | None:
+    """Find the account that has this name, of this kind."""
+    normalized = normalize_email(name) if kind == "email" else normalize_name(name)
     for account in accounts.members.values():
-        if normalize_name(account.email) == wanted:
+        if f"{kind} {normalized}" in login_names(account):
             return account
     return None
 
@@ -1309,13 +1361,12 @@ def register_account(database: Database, order: Account, secret: str) -> Databas
     tokens from now on, if none does yet. Raises AlreadyExists.
     """
     accounts = database.accounts
-    existing = None
-    if order.role == "admin":
-        existing = find_account_by_email(accounts, order.email)
-    if existing is None:
-        for name in (order.email, order.username):
-            if find_account(accounts, name):
-                raise AlreadyExists("This e-mail or username is registered already")
+    same_email = find_account(accounts, "email", order.email)
+    existing = same_email if order.role == "admin" else None
+    if existing is None and (
+        same_email or find_account(accounts, "username", order.username)
+    ):
+        raise AlreadyExists("This e-mail or username is registered already")
     version = accounts.version + 1
     if existing is not None:
         account = replace(existing, role="admin")
@@ -1449,10 +1500,9 @@ class BoxOffice:
         )
         if outcome.reservation is not None:
             return outcome
-        for position, waiting in enumerate(outcome.document.waiting_list(), 1):
-            if waiting.origin.user in names:
-                return replace(outcome, reservation=waiting, position=position)
-        raise AssertionError("neither booked nor waiting")
+        waiting = cast("Reservation", outcome.document.find_booking(names))
+        position = outcome.document.waiting.index(waiting.reservation_id) + 1
+        return replace(outcome, reservation=waiting, position=position)
 
     def _sell(
         self,
@@ -1570,7 +1620,10 @@ class BoxOffice:
             own_id = event_id
             if own_id is None:
                 own_id = next(n for n in itertools.count(1) if str(n) not in used)
-            existing = used.get(str(own_id))
+            key = database.key_of(str(own_id))
+            existing = used.get(key)
+            if key != str(own_id):  # in NFC, or as an old file encodes it
+                own_id = key
             opened = replace(event, event_id=own_id)
             (existing or Document.of(opened, {})).require_version(caller.if_match)
             return database.with_document(Document.open(existing, opened))
@@ -1578,7 +1631,9 @@ class BoxOffice:
         pending = self.transactions.transact(decide)
         documents = pending.database.documents
         # Without an id it is the newest, so the last.
-        key = [*documents][-1] if event_id is None else str(event_id)
+        key = [*documents][-1]
+        if event_id is not None:
+            key = pending.database.key_of(str(event_id))
         return Outcome(documents[key], pending.attempts, pending.changed)
 
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
@@ -1586,7 +1641,8 @@ class BoxOffice:
 
         Raises NotFound, AlreadyExists (the seeded event) or Stale.
         """
-        if event_id == self.database().seeded:
+        database = self.database()
+        if database.key_of(event_id) == database.seeded:
             raise AlreadyExists(
                 "The seeded event stays. `python ticketboss.py reset` empties it."
             )
@@ -1613,16 +1669,16 @@ class BoxOffice:
 
         pending = self.transactions.transact(decide)
         accounts = pending.database.accounts
-        registered = find_account_by_email(accounts, account.email)
+        registered = find_account(accounts, "email", account.email)
         return Registration(cast("Account", registered), pending.attempts)
 
-    def log_in(self, name: str, password: str) -> str:
+    def log_in(self, kind: NameKind, name: str, password: str) -> str:
         """A token for who knows the password; otherwise LoginRequired.
 
         The text and the time are the same for a wrong name and a wrong password.
         """
         accounts = self.database().accounts
-        account = authenticate(find_account(accounts, name), password)
+        account = authenticate(find_account(accounts, kind, name), password)
         if account is None:
             raise LoginRequired("Wrong name or password")
         return issue_token(account, self._signing_key(accounts), int(time.time()))
@@ -1646,7 +1702,7 @@ class BoxOffice:
             return database.with_document(decide(database.document(event_id)))
 
         pending = self.transactions.transact(decide_database)
-        document = pending.database.documents[event_id or pending.database.seeded]
+        document = pending.database.documents[pending.database.key_of(event_id)]
         return Outcome(document, pending.attempts, pending.changed)
 
 
@@ -1763,7 +1819,7 @@ def require_str(body: Body, name: str) -> str:
         abort(400, f"{name} (string) is required")
     if not re.fullmatch(PLAIN_TEXT, value.strip()):
         abort(400, f"{name} must be 1 to 200 characters, none a control character")
-    return value.strip()
+    return normalize_text(value.strip())
 
 
 def require_int(body: Body, name: str, least: int, most: int) -> int:
@@ -1784,7 +1840,8 @@ def require_id(body: Body, name: str) -> int | str:
         return require_int(body, name, -MAX_SAFE_INTEGER, MAX_SAFE_INTEGER)
     if not isinstance(body.get(name), str):
         abort(400, f"{name} (number or string) is required")
-    return require_str(body, name)
+    require_str(body, name)
+    return str(body[name]).strip()  # as it was sent: an old id may not be in NFC
 
 
 def require_email(body: Body, name: str) -> str:
@@ -1792,7 +1849,7 @@ def require_email(body: Body, name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str) or not is_email(value.strip()):
         abort(400, "Invalid email format")
-    return value.strip()
+    return normalize_text(value.strip())
 
 
 def is_email(address: str) -> bool:
@@ -1857,8 +1914,8 @@ def requested_reservation(
     if key is not None:
         if not re.fullmatch("[!-~]{1,255}", key):
             abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
-        event_id = event_id or app.box_office.database().seeded
-        scope = [request.blueprint, event_id, account_id or holder, key]
+        event_key = app.box_office.database().key_of(event_id)
+        scope = [request.blueprint, event_key, account_id or holder, key]
         name = msgspec.json.encode(scope).decode()
         reservation_id = uuid.uuid5(uuid.NAMESPACE_URL, name)
         sorted_body = msgspec.json.encode(body, order="sorted")
@@ -2237,8 +2294,10 @@ def selected_reservations(document: Document) -> list[Reservation]:
     if "status" in query:
         reservations = [r for r in reservations if r.status == query["status"]]
     if "partnerId" in query:
-        wanted = query["partnerId"]
-        reservations = [r for r in reservations if r.partner_id == wanted]
+        wanted = normalize_text(query["partnerId"])
+        reservations = [
+            r for r in reservations if normalize_text(r.partner_id) == wanted
+        ]
     return reservations
 
 
@@ -2318,7 +2377,7 @@ MESSAGES: Final = {  # for users, by the kind of name they gave
         "cancelled": "Booking canceled",
         "not found": "Booking not found",
     },
-    "email": {
+    "mailto": {
         "booked": "Ticket booked successfully",
         "waitlisted": "Event sold out, you're added to the waiting list",
         "cancelled": "Your booking has been cancelled successfully",
@@ -2348,7 +2407,7 @@ def initialize() -> Response:
         event_id = require_id(body, "eventId")
         if re.search(r"/|^\.+$", str(event_id)):
             abort(400, "eventId may not contain / or consist only of dots.")
-    name = f"Event {event_id}"
+    name = normalize_text(f"Event {event_id}")
     if event_id is None or body.get("name") is not None:
         name = require_str(body, "name")
     event = Event("", name, total, total, 0, price, created_at=timestamp())
@@ -2407,12 +2466,12 @@ def cancel_ticket() -> Response:
 
 
 def user_name(body: Body) -> str:
-    """The user's name in bookings, "id:..." or "email:..."; 400."""
+    """The user's name in bookings, "id:..." or "mailto:..."; 400."""
     if (body.get("userEmail") is None) == (body.get("userId") is None):
         abort(400, "Send userId or userEmail: one is required, and not both")
     if body.get("userEmail") is not None:
-        return f"email:{normalize_name(require_email(body, 'userEmail'))}"
-    return f"id:{require_id(body, 'userId')}"
+        return f"mailto:{normalize_email(require_email(body, 'userEmail'))}"
+    return normalize_text(f"id:{require_id(body, 'userId')}")
 
 
 def booking_response(outcome: Outcome, kind: str, status: str, **more: int) -> Response:
@@ -2539,8 +2598,14 @@ def log_in() -> Response:
     given = [n for n in ("email", "username", "userId") if body.get(n) is not None]
     if len(given) != 1:
         abort(400, "Send email, username or userId (one of them is required)")
-    name = str(require_id(body, given[0]))
-    token = app.box_office.log_in(name, require_password(body, 1))
+    kind = cast("NameKind", given[0])
+    if kind == "email":
+        name = require_email(body, kind)
+    elif kind == "username":
+        name = require_str(body, kind)
+    else:
+        name = str(require_id(body, kind))
+    token = app.box_office.log_in(kind, name, require_password(body, 1))
     return json_response(
         {
             "token": token,
@@ -2609,7 +2674,7 @@ def log_in_by_email() -> Response:
     """{email, password} -> {token}."""
     body = json_body()
     address = require_email(body, "email")
-    token = app.box_office.log_in(address, require_password(body, 1))
+    token = app.box_office.log_in("email", address, require_password(body, 1))
     return envelope("Login successful.", {"token": token})
 
 
@@ -3544,7 +3609,7 @@ def admin(address: str, db: str, seats: int) -> None:
         store.open(seats)
         box_office = BoxOffice(store, DEFAULTS)
         accounts = box_office.database().accounts
-        existing = find_account_by_email(accounts, address)
+        existing = find_account(accounts, "email", address)
         password = "" if existing else prompt_for_password()
         account = Account(0, address, address, hash_password(password), "admin")
         box_office.register(account, first_is_admin=True)
