@@ -169,6 +169,7 @@ class Reservation(Value, frozen=True):
     cancelled_at: str | None = None
     event_version_at_cancel: NonNegative | None = None
     seats_returned: NonNegative = 0
+    returned_at: str | None = None  # when seats were last returned; never shown
     joined_at: NonNegative = field(default=0, name="position")  # in the waiting list
     origin: Origin = NO_ORIGIN
 
@@ -387,6 +388,7 @@ class Document(Struct, frozen=True):
                 held,
                 seats=held.seats - returned,
                 seats_returned=held.seats_returned + returned,
+                returned_at=at,
             )
         else:
             after = replace(
@@ -2344,11 +2346,11 @@ def public_reservations(
         waiting.reservation_id: position
         for position, waiting in enumerate(document.waiting_list(), 1)
     }
-    # One that never waited and has no origin looks the same in public; leaving it
-    # as it is lists 500 of them in a fifth of the time.
+    # One that has nothing to hide and never waited looks the same in public; leaving
+    # it as it is lists 500 of them in a fifth of the time.
     return [
         r
-        if r.origin is NO_ORIGIN and not r.joined_at
+        if r.origin is NO_ORIGIN and not r.joined_at and not r.returned_at
         else PublicReservation(
             r.reservation_id,
             r.partner_id,
@@ -2727,7 +2729,7 @@ def v1_event_json(document: Document) -> Body:
     event = document.event
     times = [event.created_at]
     for reservation in document.reservations.values():
-        times += [reservation.ts, reservation.cancelled_at]
+        times += [reservation.ts, reservation.returned_at, reservation.cancelled_at]
     return {
         "id": event.event_id,
         "name": event.name,
