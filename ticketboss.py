@@ -335,7 +335,13 @@ class Document(Struct, frozen=True):
             return self._changed(replace(order, status="confirmed"), -order.seats)
         may_wait = queue == "when short" or (queue == "when sold out" and on_sale == 0)
         if not may_wait or order.seats > event.total_seats:
-            raise NotEnoughSeats("Not enough seats left")
+            text = "Not enough seats left"
+            if self.is_head_held_up():
+                text += (
+                    ". Some are free for who waits; `ticketboss.py audit --repair` "
+                    "gives them out."
+                )
+            raise NotEnoughSeats(text)
         order = replace(order, status="waitlisted", joined_at=len(self.waiting) + 1)
         return self._changed(order, 0)
 
@@ -417,6 +423,22 @@ class Document(Struct, frozen=True):
         if not promoted:
             return self
         return self._with(replace(self.event, available_seats=left), promoted)
+
+    def is_head_held_up(self) -> bool:
+        """Whether seats are free that the head of the waiting list could have.
+
+        No change leaves it so, but a program that knows no waiting list does.
+        """
+        if not self.waiting:
+            return False
+        return self.reservations[self.waiting[0]].seats <= self.event.available_seats
+
+    def repair(self) -> Document:
+        """Serve who could have been served; one change. The same object if nobody."""
+        if not self.is_head_held_up():
+            return self
+        event = replace(self.event, version=self.event.version + 1)
+        return replace(self, event=event).promote()
 
     def waiting_list(self) -> list[Reservation]:
         """The waiting list, first come first."""
@@ -1654,6 +1676,16 @@ class BoxOffice:
             return document.close()
 
         return self._change(event_id, decide)
+
+    def repair(self) -> None:
+        """Serve all who wait beside free seats; one change of each event."""
+
+        def decide(database: Database) -> Database:
+            for document in database.events():
+                database = database.with_document(document.repair())
+            return database
+
+        self.transactions.transact(decide)
 
     def register(self, account: Account, *, first_is_admin: bool) -> Registration:
         """Register an account; with `first_is_admin`, the first one is an admin.
@@ -3545,12 +3577,21 @@ def command_option(name: str) -> Callable[[Any], Any]:
 
 @main.command()
 @command_option("db")
-def audit(db: str) -> None:
+@click.option(
+    "--repair", is_flag=True, help="Serve who waits beside seats that are free."
+)
+def audit(db: str, *, repair: bool) -> None:
     """Prove that a db.json adds up: sums, versions, statuses, waiting lists."""
     problem_count = 0
     with exit_with_message(db):
-        documents = Store(db).load().database.events()
-    for document in documents:
+        store = Store(db)
+        database = store.load().database
+        if repair and any(d.is_head_held_up() for d in database.events()):
+            BoxOffice(store, DEFAULTS).repair()
+            before, database = database, store.load().database
+            for text in served_by_repair(before, database):
+                click.echo(text)
+    for document in database.events():
         event = document.event
         statuses = Counter(r.status for r in document.reservations.values())
         counts = ", ".join(
@@ -3564,6 +3605,9 @@ def audit(db: str) -> None:
         for problem in audit_problems(document):
             click.echo(f"  FAULT: {problem}")
             problem_count += 1
+    for problem in shared_booking_numbers(database):
+        click.echo(f"FAULT: {problem}")
+        problem_count += 1
     click.echo(f"{problem_count} faults." if problem_count else "All of it adds up.")
     sys.exit(1 if problem_count else 0)
 
@@ -3571,14 +3615,69 @@ def audit(db: str) -> None:
 def audit_problems(document: Document) -> Iterator[str]:
     """Yield a sentence for each thing that no history of sales leads to."""
     versions: Counter[int | None] = Counter()
+    active: dict[object, list[str]] = {}  # the ids of the tickets of each user
     for reservation in document.reservations.values():
         versions[reservation.event_version_at_reservation] += 1
         versions[reservation.event_version_at_cancel] += 1
+        yield from cancel_problems(reservation)
+        origin = reservation.origin
+        if origin.user and reservation.status != "cancelled":
+            user = origin.account or normalize_text(origin.user)
+            active.setdefault(user, []).append(reservation.reservation_id)
     for version, count in versions.items():
         if version is not None and count > 1:
             yield f"version {version} belongs to {count} changes"
-    if document.promote() is not document:
-        yield "seats are free that the head of the waiting list could have"
+    for ids in active.values():
+        if len(ids) > 1:
+            yield f"one user has more than one ticket: {', '.join(ids)}"
+    for waiting in document.waiting_list():
+        if waiting.seats > document.event.total_seats:
+            yield (
+                f"{waiting.reservation_id} waits for {waiting.seats} seats, more than "
+                "the event has"
+            )
+    if document.is_head_held_up():
+        yield (
+            f"seats are free that the head of the waiting list, {document.waiting[0]}, "
+            "could have; `audit --repair` gives them out"
+        )
+
+
+def cancel_problems(reservation: Reservation) -> Iterator[str]:
+    """Yield a sentence where a cancel is incomplete, or too much, or too early."""
+    name, version = reservation.reservation_id, reservation.event_version_at_cancel
+    if reservation.status != "cancelled":
+        if reservation.cancelled_at is not None or version is not None:
+            yield f"{name} is {reservation.status}, yet it says when it was cancelled"
+        return
+    if reservation.cancelled_at is None:
+        yield f"{name} is cancelled, and does not say when"
+    if version is None:
+        yield f"{name} is cancelled, and does not say at which version"
+    elif version <= (reservation.event_version_at_reservation or 0):
+        yield f"{name} was cancelled before it was made"
+
+
+def shared_booking_numbers(database: Database) -> Iterator[str]:
+    """Yield a sentence for each number that several bookings of any events have."""
+    ids: dict[int, list[str]] = {}
+    for document in database.events():
+        for reservation in document.reservations.values():
+            if reservation.origin.booking:
+                of_number = ids.setdefault(reservation.origin.booking, [])
+                of_number.append(reservation.reservation_id)
+    for of_number in ids.values():
+        if len(of_number) > 1:  # a number is a secret, so it is not shown
+            yield f"several bookings have the same number: {', '.join(of_number)}"
+
+
+def served_by_repair(before: Database, after: Database) -> Iterator[str]:
+    """Yield a line for each reservation that was waiting before, and has seats now."""
+    for key, document in before.documents.items():
+        now = after.documents[key].reservations
+        for reservation_id in document.waiting:
+            if reservation_id in now and now[reservation_id].status == "confirmed":
+                yield f"event {key}: {reservation_id} has its seats now"
 
 
 @main.command()
