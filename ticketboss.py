@@ -2686,15 +2686,41 @@ def register() -> Response:
         first_is_admin=comes_from_this_machine(),
     )
     g.headers["X-Attempts"] = str(registration.attempts)
+    if registration.account.role == "admin":
+        log.warning("The first account, %a, is an admin", username)
     answer = account_json(registration.account)
     return envelope("User registered successfully.", answer, 201)
 
 
+PROXY_HEADERS: Final = (
+    r"(?i)via|forwarded|x-forwarded|x-real-|x-client-|x-cluster-|x-original-|x-envoy-"
+    r"|true-client-|cdn-|cf-"
+)
+
+
 def comes_from_this_machine() -> bool:
-    """Whether the request comes from here, as far as can be seen, and by no proxy."""
-    if not app.settings.loopback or not is_loopback(request.remote_addr or ""):
+    """Whether its owner sent the request from here; False if it may be a proxy's.
+
+    Stock proxies speak HTTP/1.0, change Host, or add a header.
+    """
+    if not first_is_admin(app.settings):
         return False
-    return not re.search(r"(?im)^(x-)?forwarded", str(request.headers))
+    if request.environ["SERVER_PROTOCOL"] != "HTTP/1.1":
+        return False
+    origin = request.headers.get("Origin", "http://localhost")
+    sent_by = (
+        request.remote_addr or "",
+        request.headers.get("Host", ""),
+        origin.partition("://")[2],
+    )
+    if not all(is_loopback(host) for host in sent_by):
+        return False
+    return not any(re.match(PROXY_HEADERS, name) for name, _ in request.headers)
+
+
+def first_is_admin(settings: Settings) -> bool:
+    """Whether the first account can be an admin: not where others may connect."""
+    return settings.loopback and not settings.trust_proxy and not settings.trusted_hosts
 
 
 def account_json(account: Account) -> Body:
@@ -3535,6 +3561,9 @@ def print_banner(app: App, port: int) -> None:
     """Say what is served, where, and what to try first."""
     host = app.settings.host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    accounts = app.box_office.database().accounts
+    if first_is_admin(app.settings) and not accounts.members:
+        click.echo("The first account registered from this machine will be an admin.")
     event = app.box_office.database().document(None).event
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
