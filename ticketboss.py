@@ -345,28 +345,35 @@ class Document(Struct, frozen=True):
         order = replace(order, status="waitlisted", joined_at=len(self.waiting) + 1)
         return self._changed(order, 0)
 
-    def reserve_for_user(self, order: Reservation, names: frozenset[str]) -> Document:
+    def reserve_for_user(
+        self, order: Reservation, names: frozenset[str], account_id: int | None = None
+    ) -> Document:
         """Sell one ticket to a user who has none, or let them wait.
 
         Returns the same object if they wait already. Raises AlreadyExists.
         """
-        held = self.find_booking(names)
+        held = self.find_booking(names, account_id)
         if held is None:
             return self.reserve(order, "when sold out")
         if held.status == "confirmed":
             raise AlreadyExists("You already booked this event")
         return self
 
-    def find_booking(self, names: frozenset[str]) -> Reservation | None:
+    def find_booking(
+        self, names: frozenset[str], account_id: int | None = None
+    ) -> Reservation | None:
         """Find what a user, by any of their names, has booked or waits for.
 
-        A name that is spelt differently counts if there is none that is the same.
+        A name that is spelt differently counts if there is none that is the same. With
+        an account, only what its token made counts.
         """
         spellings = other_spellings(names)
         similar = None
         for reservation in self.reservations.values():
             user = reservation.origin.user
             if not user or reservation.status == "cancelled":
+                continue
+            if account_id not in {None, reservation.origin.account}:
                 continue
             if user in names:
                 return reservation
@@ -1349,11 +1356,8 @@ def account_names(account: Account) -> frozenset[str]:
 
 
 def owns(account: Account, reservation: Reservation) -> bool:
-    """Whether a reservation is this account's, by its token or by its names."""
-    origin = reservation.origin
-    if account.role == "admin" or origin.account == account.id:
-        return True
-    return not origin.account and origin.user in account_names(account)
+    """Whether a reservation was made with this account's token; admins own all."""
+    return account.role == "admin" or reservation.origin.account == account.id
 
 
 def login_names(account: Account) -> frozenset[str]:
@@ -1519,12 +1523,17 @@ class BoxOffice:
         Who waits already gets their place in the list. Raises AlreadyExists and what
         `sell` raises.
         """
+        account_id = self._only_account(names, caller)
         outcome = self._sell(
-            event_id, order, lambda d: d.reserve_for_user(order, names), caller
+            event_id,
+            order,
+            lambda d: d.reserve_for_user(order, names, account_id),
+            caller,
         )
         if outcome.reservation is not None:
             return outcome
-        waiting = cast("Reservation", outcome.document.find_booking(names))
+        found = outcome.document.find_booking(names, account_id)
+        waiting = cast("Reservation", found)
         position = outcome.document.waiting.index(waiting.reservation_id) + 1
         return replace(outcome, reservation=waiting, position=position)
 
@@ -1579,11 +1588,12 @@ class BoxOffice:
 
         Raises NotFound with the text `not_found`, and what `cancel` raises.
         """
+        account_id = self._only_account(names, caller)
         at = timestamp()
 
         def decide(document: Document) -> Document:
             document.require_version(caller.if_match)
-            held = document.find_booking(names)
+            held = document.find_booking(names, account_id)
             if held is None:
                 raise NotFound(not_found)
             self._require_owner(held, caller)
@@ -1610,6 +1620,35 @@ class BoxOffice:
             raise LoginRequired("No token provided")
         if not owns(caller.account, reservation):
             raise NotAllowed("This reservation belongs to somebody else.")
+
+    def _only_account(self, names: frozenset[str], caller: Caller) -> int | None:
+        """The account that must have made a user's tickets; None if any may have.
+
+        Where login is required, a ticket that was booked without one is nobody's. An
+        admin who acts for somebody else finds it.
+        """
+        account = caller.account
+        if not self._require_login or account is None:
+            return None
+        return account.id if names == account_names(account) else None
+
+    def _require_event_owner(self, document: Document, caller: Caller) -> None:
+        """Raise unless the caller may change or remove an event.
+
+        Who opened it with a token may, and admins. What nobody owns is open to all,
+        unless login is required or somebody booked with a token.
+        """
+        event, account = document.event, caller.account
+        is_booked = any(
+            r.origin.account and r.status != "cancelled"
+            for r in document.reservations.values()
+        )
+        if not (event.created_by or is_booked or self._require_login):
+            return
+        if account is None:
+            raise LoginRequired("No token provided")
+        if account.role != "admin" and account.id != event.created_by:
+            raise NotAllowed("This event is for its maker and for admins.")
 
     def names_of(
         self, name: str, caller: Caller, *, admins_for_others: bool
@@ -1648,7 +1687,8 @@ class BoxOffice:
             existing = used.get(key)
             if key != str(own_id):  # in NFC, or as an old file encodes it
                 own_id = key
-            opened = replace(event, event_id=own_id)
+            maker = caller.account.id if caller.account else None
+            opened = replace(event, event_id=own_id, created_by=maker)
             (existing or Document.of(opened, {})).require_version(caller.if_match)
             return database.with_document(Document.open(existing, opened))
 
@@ -1663,7 +1703,8 @@ class BoxOffice:
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
 
-        Raises NotFound, AlreadyExists (the seeded event) or Stale.
+        Raises NotFound, AlreadyExists (the seeded event), Stale, LoginRequired or
+        NotAllowed.
         """
         database = self.database()
         if database.key_of(event_id) == database.seeded:
@@ -1673,6 +1714,7 @@ class BoxOffice:
 
         def decide(document: Document) -> Document:
             document.require_version(caller.if_match)
+            self._require_event_owner(document, caller)
             return document.close()
 
         return self._change(event_id, decide)
@@ -2568,7 +2610,6 @@ def event_detail_json(event: Event) -> Body:
 
 
 @booking.delete("/events/<event_id>")
-@for_admins_if_login_is_required
 def delete_event(event_id: str) -> Response:
     """204: the event is gone, with all its bookings. The seeded one stays: 409."""
     outcome = app.box_office.close_event(event_id, caller())
