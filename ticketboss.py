@@ -182,6 +182,7 @@ class Account(Value, frozen=True):
     email: str
     password: str  # its scrypt hash
     role: Literal["user", "admin"]
+    created_at: str | None = None  # RFC 3339, UTC; never shown to other users
 
 
 def normalize_text(text: str) -> str:
@@ -1385,24 +1386,33 @@ def find_account(accounts: Accounts, kind: NameKind, name: str) -> Account | Non
 def register_account(database: Database, order: Account, secret: str) -> Database:
     """Add an account like `order`, under an id that was never anybody's.
 
-    Somebody who is to be an admin and has an account is promoted. `secret` signs
-    tokens from now on, if none does yet. Raises AlreadyExists.
+    `secret` signs tokens from now on, if none does yet. Raises AlreadyExists.
     """
     accounts = database.accounts
-    same_email = find_account(accounts, "email", order.email)
-    existing = same_email if order.role == "admin" else None
-    if existing is None and (
-        same_email or find_account(accounts, "username", order.username)
+    if find_account(accounts, "email", order.email) or find_account(
+        accounts, "username", order.username
     ):
         raise AlreadyExists("This e-mail or username is registered already")
     version = accounts.version + 1
-    if existing is not None:
-        account = replace(existing, role="admin")
-    else:
-        account = replace(order, id=version)
-    members = accounts.members | {str(account.id): account}
+    members = accounts.members | {str(version): replace(order, id=version)}
     grown = Accounts(version, accounts.secret or secret, members)
     return replace(database, accounts=grown)
+
+
+def promote_account(database: Database, seen: Account, password: str) -> Database:
+    """Make an account an admin, with the hash of a new password unless it is empty.
+
+    Raises NotFound if it is no longer the account that was seen.
+    """
+    accounts = database.accounts
+    if accounts.members.get(str(seen.id)) != seen:
+        raise NotFound("The account has changed meanwhile. Look at it again.")
+    admin = replace(seen, role="admin", password=password or seen.password)
+    members = accounts.members | {str(seen.id): admin}
+    version = accounts.version + 1
+    return replace(
+        database, accounts=replace(accounts, version=version, members=members)
+    )
 
 
 def is_valid_password(password: str, minimum: int = 8) -> bool:
@@ -1732,9 +1742,9 @@ class BoxOffice:
     def register(self, account: Account, *, first_is_admin: bool) -> Registration:
         """Register an account; with `first_is_admin`, the first one is an admin.
 
-        An account with the role of an admin promotes the one with its e-mail, if there
-        is one. Raises AlreadyExists.
+        Raises AlreadyExists.
         """
+        account = replace(account, created_at=timestamp())
         admin = replace(account, role="admin")
         secret = secrets.token_hex(32)
 
@@ -1747,6 +1757,13 @@ class BoxOffice:
         accounts = pending.database.accounts
         registered = find_account(accounts, "email", account.email)
         return Registration(cast("Account", registered), pending.attempts)
+
+    def promote(self, account: Account, password: str) -> None:
+        """Make this account an admin, with the hash of a new password if there is one.
+
+        Raises NotFound if it has changed meanwhile.
+        """
+        self.transactions.transact(lambda d: promote_account(d, account, password))
 
     def log_in(self, kind: NameKind, name: str, password: str) -> str:
         """A token for who knows the password; otherwise LoginRequired.
@@ -3772,7 +3789,7 @@ def reset(db: str, seats: int) -> None:
 @command_option("db")
 @command_option("seats")
 def admin(address: str, db: str, seats: int) -> None:
-    """Make EMAIL an admin; asks for a password where it has no account."""
+    """Make EMAIL an admin; asks first if it has an account already."""
     if not is_email(address):
         raise click.UsageError("EMAIL must be an e-mail address")
     with exit_with_message(db):
@@ -3781,10 +3798,43 @@ def admin(address: str, db: str, seats: int) -> None:
         box_office = BoxOffice(store, DEFAULTS)
         accounts = box_office.database().accounts
         existing = find_account(accounts, "email", address)
-        password = "" if existing else prompt_for_password()
-        account = Account(0, address, address, hash_password(password), "admin")
-        box_office.register(account, first_is_admin=True)
+        if existing is None:
+            password_hash = hash_password(prompt_for_password())
+            address = normalize_text(address)
+            account = Account(0, address, address, password_hash, "admin")
+            box_office.register(account, first_is_admin=True)
+        else:
+            confirm_promotion(existing)
+            box_office.promote(existing, prompt_for_new_password())
     click.echo(f"{address} is an admin in {store.path}.")
+
+
+def confirm_promotion(account: Account) -> None:
+    """Show whose account it is, and end the command unless that is right.
+
+    Anyone may have registered with this e-mail; nobody has proved that it is theirs.
+    """
+    click.echo(
+        f"{account.email} has an account: {account.username}, "
+        f"since {account.created_at or 'an unknown time'}."
+    )
+    click.confirm("Make this account an admin?", abort=True)
+
+
+def prompt_for_new_password() -> str:
+    """The hash of a new password from the terminal; empty if the old one stays."""
+    text = "New password, or nothing to keep the old one"
+    password = click.prompt(text, default="", hide_input=True, show_default=False)
+    if not password:
+        return ""
+    if not is_valid_password(password):
+        raise click.ClickException(WRONG_LENGTH)
+    if click.prompt("Repeat it", hide_input=True) != password:
+        raise click.ClickException("The two passwords are not the same.")
+    return hash_password(password)
+
+
+WRONG_LENGTH: Final = "Use 8 characters or more, and at most 1024 bytes."
 
 
 def prompt_for_password() -> str:
@@ -3799,7 +3849,7 @@ def prompt_for_password() -> str:
         )
         if is_valid_password(password):
             return password
-        click.echo("Use 8 characters or more, and at most 1024 bytes.")
+        click.echo(WRONG_LENGTH)
 
 
 @main.command()

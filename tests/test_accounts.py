@@ -1137,8 +1137,8 @@ def test_who_has_the_address_is_made_admin_and_not_who_is_called_so():
         ticketboss.seed(5),
         accounts=ticketboss.Accounts(2, KEY, {"1": called, "2": owner}),
     )
-    wish = ticketboss.Account(0, "x", "Boss@Example.com", "y", "admin")
-    members = ticketboss.register_account(there, wish, "z").accounts.members
+    found = ticketboss.find_account(there.accounts, "email", "Boss@Example.com")
+    members = ticketboss.promote_account(there, found, "").accounts.members
     assert members == {"1": called, "2": ticketboss.replace(owner, role="admin")}
 
 
