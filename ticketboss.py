@@ -165,7 +165,9 @@ class Origin(Value, frozen=True):
     """Who a reservation is for and which request made it; never shown to others."""
 
     request: str = ""  # digest of the body that came with an Idempotency-Key
-    user: str = ""  # "id:..." or "email:...", for users who get one ticket each
+    # For users who get one ticket each, "id:..." or "mailto:..."; in records of older
+    # versions "email:...", where normalize_name had replaced letters of the address.
+    user: str = ""
     account: int = 0  # the account whose token made it
     booking: int = (
         0  # its number in /api/v1; random, since knowing it is enough to cancel
@@ -190,6 +192,7 @@ class Reservation(Value, frozen=True):
     cancelled_at: str | None = None
     event_version_at_cancel: NonNegative | None = None
     seats_returned: NonNegative = 0
+    returned_at: str | None = None  # when seats were last returned; never shown
     joined_at: NonNegative = field(default=0, name="position")  # in the waiting list
     origin: Origin = NO_ORIGIN
 
@@ -202,11 +205,35 @@ class Account(Value, frozen=True):
     email: str
     password: str  # its scrypt hash
     role: Literal["user", "admin"]
+    created_at: str | None = None  # RFC 3339, UTC; never shown to other users
+
+
+def normalize_text(text: str) -> str:
+    """The one form of a text that can be encoded in several ways."""
+    return unicodedata.normalize("NFC", text)
+
+
+def normalize_email(address: str) -> str:
+    """The case-insensitive form of an address. No letter becomes another: ß is not ss.
+
+    Normalised twice, since lower case may come apart again.
+    """
+    return normalize_text(normalize_text(address).lower())
 
 
 def normalize_name(name: str) -> str:
-    """The Unicode-normalised, case-insensitive form of a name."""
+    """The form of a username that is the same for all that look alike."""
     return unicodedata.normalize("NFKC", name).casefold()
+
+
+def other_spellings(names: frozenset[str]) -> frozenset[str]:
+    """How records of older versions may spell a user's names in bookings."""
+    folded = {
+        f"email:{normalize_name(name.removeprefix('mailto:'))}"
+        for name in names
+        if name.startswith("mailto:")
+    }
+    return frozenset(folded.union(map(normalize_text, names)))
 
 
 class TicketBossError(Exception):
@@ -349,28 +376,51 @@ class Document(Struct, frozen=True):
             return self._changed(replace(order, status="confirmed"), -order.seats)
         may_wait = queue == "when short" or (queue == "when sold out" and on_sale == 0)
         if not may_wait or order.seats > event.total_seats:
-            raise NotEnoughSeats("Not enough seats left")
+            text = "Not enough seats left"
+            if self.is_head_held_up():
+                text += (
+                    ". Some are free for who waits; `ticketboss.py audit --repair` "
+                    "gives them out."
+                )
+            raise NotEnoughSeats(text)
         order = replace(order, status="waitlisted", joined_at=len(self.waiting) + 1)
         return self._changed(order, 0)
 
-    def reserve_for_user(self, order: Reservation, names: frozenset[str]) -> Document:
+    def reserve_for_user(
+        self, order: Reservation, names: frozenset[str], account_id: int | None = None
+    ) -> Document:
         """Sell one ticket to a user who has none, or let them wait.
 
         Returns the same object if they wait already. Raises AlreadyExists.
         """
-        held = self.find_booking(names)
+        held = self.find_booking(names, account_id)
         if held is None:
             return self.reserve(order, "when sold out")
         if held.status == "confirmed":
             raise AlreadyExists("You already booked this event")
         return self
 
-    def find_booking(self, names: frozenset[str]) -> Reservation | None:
-        """Find what a user, by any of their names, has booked or waits for."""
+    def find_booking(
+        self, names: frozenset[str], account_id: int | None = None
+    ) -> Reservation | None:
+        """Find what a user, by any of their names, has booked or waits for.
+
+        A name that is spelt differently counts if there is none that is the same. With
+        an account, only what its token made counts.
+        """
+        spellings = other_spellings(names)
+        similar = None
         for reservation in self.reservations.values():
-            if reservation.origin.user in names and reservation.status != "cancelled":
+            user = reservation.origin.user
+            if not user or reservation.status == "cancelled":
+                continue
+            if account_id not in {None, reservation.origin.account}:
+                continue
+            if user in names:
                 return reservation
-        return None
+            if similar is None and normalize_text(user) in spellings:
+                similar = reservation
+        return similar
 
     def cancel(
         self, reservation_id: str, at: str, seats: int | None = None
@@ -390,6 +440,7 @@ class Document(Struct, frozen=True):
                 held,
                 seats=held.seats - returned,
                 seats_returned=held.seats_returned + returned,
+                returned_at=at,
             )
         else:
             after = replace(
@@ -418,6 +469,22 @@ class Document(Struct, frozen=True):
         if not promoted:
             return self
         return self._with(replace(self.event, available_seats=left), promoted)
+
+    def is_head_held_up(self) -> bool:
+        """Whether seats are free that the head of the waiting list could have.
+
+        No change leaves it so, but a program that knows no waiting list does.
+        """
+        if not self.waiting:
+            return False
+        return self.reservations[self.waiting[0]].seats <= self.event.available_seats
+
+    def repair(self) -> Document:
+        """Serve who could have been served; one change. The same object if nobody."""
+        if not self.is_head_held_up():
+            return self
+        event = replace(self.event, version=self.event.version + 1)
+        return replace(self, event=event).promote()
 
     def waiting_list(self) -> list[Reservation]:
         """The waiting list, first come first."""
@@ -553,7 +620,8 @@ class Accounts(Value, frozen=True):
         for key, account in self.members.items():
             if key != str(account.id) or not 0 < account.id <= self.version:
                 yield f"account {account.id} has a wrong key or an unused id"
-            names += {normalize_name(account.email), normalize_name(account.username)}
+            names.append(f"email {normalize_email(account.email)}")
+            names.append(f"username {normalize_name(account.username)}")
         if len(names) > len(set(names)):
             yield "two accounts have the same e-mail or username"
 
@@ -575,10 +643,20 @@ class Database(Struct, frozen=True):
 
     def document(self, event_id: str | None) -> Document:
         """Find an event; None is the seeded one. Raises NotFound."""
-        found = self.documents.get(event_id or self.seeded)
+        found = self.documents.get(self.key_of(event_id))
         if found is None or found.event.deleted:
             raise NotFound("Event not found")
         return found
+
+    def key_of(self, event_id: str | None) -> str:
+        """The key of an event, whose id may be encoded differently in an old file."""
+        if event_id is None:
+            return self.seeded
+        if event_id in self.documents:
+            return event_id
+        wanted = normalize_text(event_id)
+        same = (key for key in self.documents if normalize_text(key) == wanted)
+        return next(same, wanted)
 
     def events(self) -> list[Document]:
         """All events that exist, the seeded one first."""
@@ -1424,40 +1502,43 @@ class Transactions:
 TOKEN_LIFETIME_S: Final = 3600
 HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
 DUMMY_HASH: Final = "scrypt:32768:8:1$nobodynobody0000$" + "0" * 128
+NameKind = Literal["email", "username", "userId"]  # a userId is an id or a username
 
 
 def account_names(account: Account) -> frozenset[str]:
     """All identifiers that count as this user in bookings."""
-    email = normalize_name(account.email)
-    return frozenset({f"id:{account.id}", f"id:{account.username}", f"email:{email}"})
+    return frozenset(
+        {
+            f"id:{account.id}",
+            f"id:{normalize_text(account.username)}",
+            f"mailto:{normalize_email(account.email)}",
+        }
+    )
 
 
 def owns(account: Account, reservation: Reservation) -> bool:
-    """Whether a reservation is this account's, by its token or by its names."""
-    origin = reservation.origin
-    if account.role == "admin" or origin.account == account.id:
-        return True
-    return not origin.account and origin.user in account_names(account)
+    """Whether a reservation was made with this account's token; admins own all."""
+    return account.role == "admin" or reservation.origin.account == account.id
 
 
-def find_account(accounts: Accounts, name: str) -> Account | None:
-    """Find the account with that e-mail, username or id."""
-    wanted = normalize_name(name)
+def login_names(account: Account) -> frozenset[str]:
+    """What an account can log in with, each with the field that it comes in."""
+    username = normalize_name(account.username)
+    return frozenset(
+        {
+            f"email {normalize_email(account.email)}",
+            f"username {username}",
+            f"userId {username}",
+            f"userId {account.id}",
+        }
+    )
+
+
+def find_account(accounts: Accounts, kind: NameKind, name: str) -> Account | None:
+    """Find the account that has this name, of this kind."""
+    normalized = normalize_email(name) if kind == "email" else normalize_name(name)
     for account in accounts.members.values():
-        if wanted in (
-            normalize_name(account.email),
-            normalize_name(account.username),
-            str(account.id),
-        ):
-            return account
-    return None
-
-
-def find_account_by_email(accounts: Accounts, address: str) -> Account | None:
-    """Find the account with that e-mail, whatever usernames look like it."""
-    wanted = normalize_name(address)
-    for account in accounts.members.values():
-        if normalize_name(account.email) == wanted:
+        if f"{kind} {normalized}" in login_names(account):
             return account
     return None
 
@@ -1465,25 +1546,33 @@ def find_account_by_email(accounts: Accounts, address: str) -> Account | None:
 def register_account(database: Database, order: Account, secret: str) -> Database:
     """Add an account like `order`, under an id that was never anybody's.
 
-    Somebody who is to be an admin and has an account is promoted. `secret` signs
-    tokens from now on, if none does yet. Raises AlreadyExists.
+    `secret` signs tokens from now on, if none does yet. Raises AlreadyExists.
     """
     accounts = database.accounts
-    existing = None
-    if order.role == "admin":
-        existing = find_account_by_email(accounts, order.email)
-    if existing is None:
-        for name in (order.email, order.username):
-            if find_account(accounts, name):
-                raise AlreadyExists("This e-mail or username is registered already")
+    if find_account(accounts, "email", order.email) or find_account(
+        accounts, "username", order.username
+    ):
+        raise AlreadyExists("This e-mail or username is registered already")
     version = accounts.version + 1
-    if existing is not None:
-        account = replace(existing, role="admin")
-    else:
-        account = replace(order, id=version)
-    members = accounts.members | {str(account.id): account}
+    members = accounts.members | {str(version): replace(order, id=version)}
     grown = Accounts(version, accounts.secret or secret, members)
     return replace(database, accounts=grown)
+
+
+def promote_account(database: Database, seen: Account, password: str) -> Database:
+    """Make an account an admin, with the hash of a new password unless it is empty.
+
+    Raises NotFound if it is no longer the account that was seen.
+    """
+    accounts = database.accounts
+    if accounts.members.get(str(seen.id)) != seen:
+        raise NotFound("The account has changed meanwhile. Look at it again.")
+    admin = replace(seen, role="admin", password=password or seen.password)
+    members = accounts.members | {str(seen.id): admin}
+    version = accounts.version + 1
+    return replace(
+        database, accounts=replace(accounts, version=version, members=members)
+    )
 
 
 def is_valid_password(password: str, minimum: int = 8) -> bool:
@@ -1604,15 +1693,19 @@ class BoxOffice:
         Who waits already gets their place in the list. Raises AlreadyExists and what
         `sell` raises.
         """
+        account_id = self._only_account(names, caller)
         outcome = self._sell(
-            event_id, order, lambda d: d.reserve_for_user(order, names), caller
+            event_id,
+            order,
+            lambda d: d.reserve_for_user(order, names, account_id),
+            caller,
         )
         if outcome.reservation is not None:
             return outcome
-        for position, waiting in enumerate(outcome.document.waiting_list(), 1):
-            if waiting.origin.user in names:
-                return replace(outcome, reservation=waiting, position=position)
-        raise AssertionError("neither booked nor waiting")
+        found = outcome.document.find_booking(names, account_id)
+        waiting = cast("Reservation", found)
+        position = outcome.document.waiting.index(waiting.reservation_id) + 1
+        return replace(outcome, reservation=waiting, position=position)
 
     def _sell(
         self,
@@ -1665,11 +1758,12 @@ class BoxOffice:
 
         Raises NotFound with the text `not_found`, and what `cancel` raises.
         """
+        account_id = self._only_account(names, caller)
         at = timestamp()
 
         def decide(document: Document) -> Document:
             document.require_version(caller.if_match)
-            held = document.find_booking(names)
+            held = document.find_booking(names, account_id)
             if held is None:
                 raise NotFound(not_found)
             self._require_owner(held, caller)
@@ -1696,6 +1790,35 @@ class BoxOffice:
             raise LoginRequired("No token provided")
         if not owns(caller.account, reservation):
             raise NotAllowed("This reservation belongs to somebody else.")
+
+    def _only_account(self, names: frozenset[str], caller: Caller) -> int | None:
+        """The account that must have made a user's tickets; None if any may have.
+
+        Where login is required, a ticket that was booked without one is nobody's. An
+        admin who acts for somebody else finds it.
+        """
+        account = caller.account
+        if not self._require_login or account is None:
+            return None
+        return account.id if names == account_names(account) else None
+
+    def _require_event_owner(self, document: Document, caller: Caller) -> None:
+        """Raise unless the caller may change or remove an event.
+
+        Who opened it with a token may, and admins. What nobody owns is open to all,
+        unless login is required or somebody booked with a token.
+        """
+        event, account = document.event, caller.account
+        is_booked = any(
+            r.origin.account and r.status != "cancelled"
+            for r in document.reservations.values()
+        )
+        if not (event.created_by or is_booked or self._require_login):
+            return
+        if account is None:
+            raise LoginRequired("No token provided")
+        if account.role != "admin" and account.id != event.created_by:
+            raise NotAllowed("This event is for its maker and for admins.")
 
     def names_of(
         self, name: str, caller: Caller, *, admins_for_others: bool
@@ -1730,39 +1853,58 @@ class BoxOffice:
             own_id = event_id
             if own_id is None:
                 own_id = next(n for n in itertools.count(1) if str(n) not in used)
-            existing = used.get(str(own_id))
-            opened = replace(event, event_id=own_id)
+            key = database.key_of(str(own_id))
+            existing = used.get(key)
+            if key != str(own_id):  # in NFC, or as an old file encodes it
+                own_id = key
+            maker = caller.account.id if caller.account else None
+            opened = replace(event, event_id=own_id, created_by=maker)
             (existing or Document.of(opened, {})).require_version(caller.if_match)
             return database.with_document(Document.open(existing, opened))
 
         pending = self.transactions.transact(decide)
         documents = pending.database.documents
         # Without an id it is the newest, so the last.
-        key = [*documents][-1] if event_id is None else str(event_id)
+        key = [*documents][-1]
+        if event_id is not None:
+            key = pending.database.key_of(str(event_id))
         return Outcome(documents[key], pending.attempts, pending.changed)
 
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
 
-        Raises NotFound, AlreadyExists (the seeded event) or Stale.
+        Raises NotFound, AlreadyExists (the seeded event), Stale, LoginRequired or
+        NotAllowed.
         """
-        if event_id == self.database().seeded:
+        database = self.database()
+        if database.key_of(event_id) == database.seeded:
             raise AlreadyExists(
                 "The seeded event stays. `python ticketboss.py reset` empties it."
             )
 
         def decide(document: Document) -> Document:
             document.require_version(caller.if_match)
+            self._require_event_owner(document, caller)
             return document.close()
 
         return self._change(event_id, decide)
 
+    def repair(self) -> None:
+        """Serve all who wait beside free seats; one change of each event."""
+
+        def decide(database: Database) -> Database:
+            for document in database.events():
+                database = database.with_document(document.repair())
+            return database
+
+        self.transactions.transact(decide)
+
     def register(self, account: Account, *, first_is_admin: bool) -> Registration:
         """Register an account; with `first_is_admin`, the first one is an admin.
 
-        An account with the role of an admin promotes the one with its e-mail, if there
-        is one. Raises AlreadyExists.
+        Raises AlreadyExists.
         """
+        account = replace(account, created_at=timestamp())
         admin = replace(account, role="admin")
         secret = secrets.token_hex(32)
 
@@ -1773,16 +1915,23 @@ class BoxOffice:
 
         pending = self.transactions.transact(decide)
         accounts = pending.database.accounts
-        registered = find_account_by_email(accounts, account.email)
+        registered = find_account(accounts, "email", account.email)
         return Registration(cast("Account", registered), pending.attempts)
 
-    def log_in(self, name: str, password: str) -> str:
+    def promote(self, account: Account, password: str) -> None:
+        """Make this account an admin, with the hash of a new password if there is one.
+
+        Raises NotFound if it has changed meanwhile.
+        """
+        self.transactions.transact(lambda d: promote_account(d, account, password))
+
+    def log_in(self, kind: NameKind, name: str, password: str) -> str:
         """A token for who knows the password; otherwise LoginRequired.
 
         The text and the time are the same for a wrong name and a wrong password.
         """
         accounts = self.database().accounts
-        account = authenticate(find_account(accounts, name), password)
+        account = authenticate(find_account(accounts, kind, name), password)
         if account is None:
             raise LoginRequired("Wrong name or password")
         return issue_token(account, self._signing_key(accounts), int(time.time()))
@@ -1806,7 +1955,7 @@ class BoxOffice:
             return database.with_document(decide(database.document(event_id)))
 
         pending = self.transactions.transact(decide_database)
-        document = pending.database.documents[event_id or pending.database.seeded]
+        document = pending.database.documents[pending.database.key_of(event_id)]
         return Outcome(document, pending.attempts, pending.changed)
 
 
@@ -2002,7 +2151,7 @@ class Field(NamedTuple):
             return value
         if is_number_as_text and [*self.rules] == [int]:
             return int(value) if re.fullmatch("-?[0-9]{1,16}", value) else value
-        return unicodedata.normalize("NFC", value).strip()
+        return normalize_text(value).strip()
 
     def refusal(self, value: object) -> str:
         """What to say about a wrong value, or about none."""
@@ -2178,8 +2327,8 @@ def requested_reservation(
     if key is not None:
         if not re.fullmatch("[!-~]{1,255}", key):
             abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
-        event_id = event_id or app.box_office.database().seeded
-        scope = [request.blueprint, event_id, account_id or holder, key]
+        event_key = app.box_office.database().key_of(event_id)
+        scope = [request.blueprint, event_key, account_id or holder, key]
         name = msgspec.json.encode(scope).decode()
         reservation_id = uuid.uuid5(uuid.NAMESPACE_URL, name)
         sorted_body = msgspec.json.encode(json_body(), order="sorted")
@@ -2585,9 +2734,7 @@ def selected_reservations(
         reservations = [r for r in reservations if r.status == query.status]
     if query.partner_id is not None:
         reservations = [
-            r
-            for r in reservations
-            if unicodedata.normalize("NFC", r.partner_id).strip() == query.partner_id
+            r for r in reservations if normalize_text(r.partner_id) == query.partner_id
         ]
     return reservations
 
@@ -2635,11 +2782,11 @@ def public_reservations(
         waiting.reservation_id: position
         for position, waiting in enumerate(document.waiting_list(), 1)
     }
-    # One that never waited and has no origin looks the same in public; leaving it
-    # as it is lists 500 of them in a fifth of the time.
+    # One that has nothing to hide and never waited looks the same in public; leaving
+    # it as it is lists 500 of them in a fifth of the time.
     return [
         r
-        if r.origin is NO_ORIGIN and not r.joined_at
+        if r.origin is NO_ORIGIN and not r.joined_at and not r.returned_at
         else PublicReservation(
             r.reservation_id,
             r.partner_id,
@@ -2668,7 +2815,7 @@ MESSAGES: Final = {  # for users, by the kind of name they gave
         "cancelled": "Booking canceled",
         "not found": "Booking not found",
     },
-    "email": {
+    "mailto": {
         "booked": "Ticket booked successfully",
         "waitlisted": "Event sold out, you're added to the waiting list",
         "cancelled": "Your booking has been cancelled successfully",
@@ -2704,7 +2851,7 @@ class InitializeBody(Fields):
 def initialize(sent: InitializeBody) -> Response:
     """{name or eventId, totalTickets, price?} -> 201 and the event."""
     total, price = sent.total_tickets, sent.price or 0
-    name = sent.name or f"Event {sent.event_id}"
+    name = sent.name or normalize_text(f"Event {sent.event_id}")
     event = Event("", name, total, total, 0, price, created_at=timestamp())
     event = open_event(event, sent.event_id)
     opened = {
@@ -2736,9 +2883,9 @@ class UserBody(Fields):
     user_email: Email | None = None
 
     def user_name(self) -> str:
-        """The user's name in bookings, "id:..." or "email:..."."""
+        """The user's name in bookings, "id:..." or "mailto:..."."""
         if self.user_email is not None:
-            return f"email:{normalize_name(self.user_email)}"
+            return f"mailto:{normalize_email(self.user_email)}"
         return f"id:{self.user_id}"
 
 
@@ -2836,7 +2983,6 @@ def event_detail_json(event: Event) -> Body:
 
 
 @booking.delete("/events/<event_id>")
-@for_admins_if_login_is_required
 @operation()
 def delete_event(event_id: str) -> Response:
     """204: the event is gone, with all its bookings. The seeded one stays: 409."""
@@ -2916,14 +3062,21 @@ class LoginBody(Fields, kw_only=True):
     user_id: Id | None = None
     password: Password
 
+    def kind_and_name(self) -> tuple[NameKind, str]:
+        """Which name this is, and the name."""
+        if self.email is not None:
+            return "email", self.email
+        if self.username is not None:
+            return "username", self.username
+        return "userId", str(self.user_id)
+
 
 @booking.post("/login")
 @counted_as_login
 @operation()
 def log_in(sent: LoginBody) -> Response:
     """{email | username | userId, password} -> {token, accessToken, ...}."""
-    name = sent.email or sent.username or str(sent.user_id)
-    token = app.box_office.log_in(name, sent.password)
+    token = app.box_office.log_in(*sent.kind_and_name(), sent.password)
     return json_response(
         {
             "token": token,
@@ -2984,15 +3137,41 @@ def register(sent: RegisterBody) -> Response:
         first_is_admin=comes_from_this_machine(),
     )
     g.headers["X-Attempts"] = str(registration.attempts)
+    if registration.account.role == "admin":
+        log.warning("The first account, %a, is an admin", registration.account.username)
     answer = account_json(registration.account)
     return envelope("User registered successfully.", answer, 201)
 
 
+PROXY_HEADERS: Final = (
+    r"(?i)via|forwarded|x-forwarded|x-real-|x-client-|x-cluster-|x-original-|x-envoy-"
+    r"|true-client-|cdn-|cf-"
+)
+
+
 def comes_from_this_machine() -> bool:
-    """Whether the request comes from here, as far as can be seen, and by no proxy."""
-    if not app.settings.loopback or not is_loopback(request.remote_addr or ""):
+    """Whether its owner sent the request from here; False if it may be a proxy's.
+
+    Stock proxies speak HTTP/1.0, change Host, or add a header.
+    """
+    if not first_is_admin(app.settings):
         return False
-    return not re.search(r"(?im)^(x-)?forwarded", str(request.headers))
+    if request.environ["SERVER_PROTOCOL"] != "HTTP/1.1":
+        return False
+    origin = request.headers.get("Origin", "http://localhost")
+    sent_by = (
+        request.remote_addr or "",
+        request.headers.get("Host", ""),
+        origin.partition("://")[2],
+    )
+    if not all(is_loopback(host) for host in sent_by):
+        return False
+    return not any(re.match(PROXY_HEADERS, name) for name, _ in request.headers)
+
+
+def first_is_admin(settings: Settings) -> bool:
+    """Whether the first account can be an admin: not where others may connect."""
+    return settings.loopback and not settings.trust_proxy and not settings.trusted_hosts
 
 
 def account_json(account: Account) -> Body:
@@ -3012,7 +3191,7 @@ class EmailLoginBody(Fields):
 @operation()
 def log_in_by_email(sent: EmailLoginBody) -> Response:
     """{email, password} -> {token}."""
-    token = app.box_office.log_in(sent.email, sent.password)
+    token = app.box_office.log_in("email", sent.email, sent.password)
     return envelope("Login successful.", {"token": token})
 
 
@@ -3071,7 +3250,7 @@ def v1_event_json(document: Document) -> Body:
     event = document.event
     times = [event.created_at]
     for reservation in document.reservations.values():
-        times += [reservation.ts, reservation.cancelled_at]
+        times += [reservation.ts, reservation.returned_at, reservation.cancelled_at]
     return {
         "id": event.event_id,
         "name": event.name,
@@ -4385,6 +4564,9 @@ def heard_signals() -> list[int]:
 
 def print_banner(app: App, urls: list[str]) -> None:
     """Say what is served, where, and what to try first."""
+    accounts = app.box_office.database().accounts
+    if first_is_admin(app.settings) and not accounts.members:
+        click.echo("The first account registered from this machine will be an admin.")
     event = app.box_office.database().document(None).event
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
@@ -4411,12 +4593,21 @@ def command_option(name: str) -> Callable[[Any], Any]:
 
 @main.command()
 @command_option("db")
-def audit(db: str) -> None:
+@click.option(
+    "--repair", is_flag=True, help="Serve who waits beside seats that are free."
+)
+def audit(db: str, *, repair: bool) -> None:
     """Prove that a db.json adds up: sums, versions, statuses, waiting lists."""
     problem_count = 0
     with exit_with_message(db):
-        documents = Store(db).load().database.events()
-    for document in documents:
+        store = Store(db)
+        database = store.load().database
+        if repair and any(d.is_head_held_up() for d in database.events()):
+            BoxOffice(store, DEFAULTS).repair()
+            before, database = database, store.load().database
+            for text in served_by_repair(before, database):
+                click.echo(text)
+    for document in database.events():
         event = document.event
         statuses = Counter(r.status for r in document.reservations.values())
         counts = ", ".join(
@@ -4430,6 +4621,9 @@ def audit(db: str) -> None:
         for problem in audit_problems(document):
             click.echo(f"  FAULT: {problem}")
             problem_count += 1
+    for problem in shared_booking_numbers(database):
+        click.echo(f"FAULT: {problem}")
+        problem_count += 1
     click.echo(f"{problem_count} faults." if problem_count else "All of it adds up.")
     sys.exit(1 if problem_count else 0)
 
@@ -4437,14 +4631,69 @@ def audit(db: str) -> None:
 def audit_problems(document: Document) -> Iterator[str]:
     """Yield a sentence for each thing that no history of sales leads to."""
     versions: Counter[int | None] = Counter()
+    active: dict[object, list[str]] = {}  # the ids of the tickets of each user
     for reservation in document.reservations.values():
         versions[reservation.event_version_at_reservation] += 1
         versions[reservation.event_version_at_cancel] += 1
+        yield from cancel_problems(reservation)
+        origin = reservation.origin
+        if origin.user and reservation.status != "cancelled":
+            user = origin.account or normalize_text(origin.user)
+            active.setdefault(user, []).append(reservation.reservation_id)
     for version, count in versions.items():
         if version is not None and count > 1:
             yield f"version {version} belongs to {count} changes"
-    if document.promote() is not document:
-        yield "seats are free that the head of the waiting list could have"
+    for ids in active.values():
+        if len(ids) > 1:
+            yield f"one user has more than one ticket: {', '.join(ids)}"
+    for waiting in document.waiting_list():
+        if waiting.seats > document.event.total_seats:
+            yield (
+                f"{waiting.reservation_id} waits for {waiting.seats} seats, more than "
+                "the event has"
+            )
+    if document.is_head_held_up():
+        yield (
+            f"seats are free that the head of the waiting list, {document.waiting[0]}, "
+            "could have; `audit --repair` gives them out"
+        )
+
+
+def cancel_problems(reservation: Reservation) -> Iterator[str]:
+    """Yield a sentence where a cancel is incomplete, or too much, or too early."""
+    name, version = reservation.reservation_id, reservation.event_version_at_cancel
+    if reservation.status != "cancelled":
+        if reservation.cancelled_at is not None or version is not None:
+            yield f"{name} is {reservation.status}, yet it says when it was cancelled"
+        return
+    if reservation.cancelled_at is None:
+        yield f"{name} is cancelled, and does not say when"
+    if version is None:
+        yield f"{name} is cancelled, and does not say at which version"
+    elif version <= (reservation.event_version_at_reservation or 0):
+        yield f"{name} was cancelled before it was made"
+
+
+def shared_booking_numbers(database: Database) -> Iterator[str]:
+    """Yield a sentence for each number that several bookings of any events have."""
+    ids: dict[int, list[str]] = {}
+    for document in database.events():
+        for reservation in document.reservations.values():
+            if reservation.origin.booking:
+                of_number = ids.setdefault(reservation.origin.booking, [])
+                of_number.append(reservation.reservation_id)
+    for of_number in ids.values():
+        if len(of_number) > 1:  # a number is a secret, so it is not shown
+            yield f"several bookings have the same number: {', '.join(of_number)}"
+
+
+def served_by_repair(before: Database, after: Database) -> Iterator[str]:
+    """Yield a line for each reservation that was waiting before, and has seats now."""
+    for key, document in before.documents.items():
+        now = after.documents[key].reservations
+        for reservation_id in document.waiting:
+            if reservation_id in now and now[reservation_id].status == "confirmed":
+                yield f"event {key}: {reservation_id} has its seats now"
 
 
 @main.command()
@@ -4469,7 +4718,7 @@ def reset(db: str, seats: int) -> None:
 @command_option("db")
 @command_option("seats")
 def admin(address: str, db: str, seats: int) -> None:
-    """Make EMAIL an admin; asks for a password where it has no account."""
+    """Make EMAIL an admin; asks first if it has an account already."""
     if not is_email(address):
         raise click.UsageError("EMAIL must be an e-mail address")
     with exit_with_message(db):
@@ -4477,11 +4726,44 @@ def admin(address: str, db: str, seats: int) -> None:
         store.open(seats)
         box_office = BoxOffice(store, DEFAULTS)
         accounts = box_office.database().accounts
-        existing = find_account_by_email(accounts, address)
-        password = "" if existing else prompt_for_password()
-        account = Account(0, address, address, hash_password(password), "admin")
-        box_office.register(account, first_is_admin=True)
+        existing = find_account(accounts, "email", address)
+        if existing is None:
+            password_hash = hash_password(prompt_for_password())
+            address = normalize_text(address)
+            account = Account(0, address, address, password_hash, "admin")
+            box_office.register(account, first_is_admin=True)
+        else:
+            confirm_promotion(existing)
+            box_office.promote(existing, prompt_for_new_password())
     click.echo(f"{address} is an admin in {store.path}.")
+
+
+def confirm_promotion(account: Account) -> None:
+    """Show whose account it is, and end the command unless that is right.
+
+    Anyone may have registered with this e-mail; nobody has proved that it is theirs.
+    """
+    click.echo(
+        f"{account.email} has an account: {account.username}, "
+        f"since {account.created_at or 'an unknown time'}."
+    )
+    click.confirm("Make this account an admin?", abort=True)
+
+
+def prompt_for_new_password() -> str:
+    """The hash of a new password from the terminal; empty if the old one stays."""
+    text = "New password, or nothing to keep the old one"
+    password = click.prompt(text, default="", hide_input=True, show_default=False)
+    if not password:
+        return ""
+    if not is_valid_password(password):
+        raise click.ClickException(WRONG_LENGTH)
+    if click.prompt("Repeat it", hide_input=True) != password:
+        raise click.ClickException("The two passwords are not the same.")
+    return hash_password(password)
+
+
+WRONG_LENGTH: Final = "Use 8 characters or more, and at most 1024 bytes."
 
 
 def prompt_for_password() -> str:
@@ -4496,7 +4778,7 @@ def prompt_for_password() -> str:
         )
         if is_valid_password(password):
             return password
-        click.echo("Use 8 characters or more, and at most 1024 bytes.")
+        click.echo(WRONG_LENGTH)
 
 
 @main.command()

@@ -179,7 +179,10 @@ def test_a_cancelled_reservation_stays_and_its_seats_are_free_again():
 def test_part_is_given_back_bit_by_bit_and_the_last_of_it_cancels():
     document = sold(9, ("a", 6)).cancel("a", LATER, 1)
     assert document.reservations["a"] == replace(
-        sold(9, ("a", 6)).reservations["a"], seats=5, seats_returned=1
+        sold(9, ("a", 6)).reservations["a"],
+        seats=5,
+        seats_returned=1,
+        returned_at=LATER,
     )
     document = document.cancel("a", LATER, 2)
     record = document.reservations["a"]
