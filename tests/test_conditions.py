@@ -1,0 +1,86 @@
+"""A condition that is not one of our ETags is refused, and the refusal is true."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from furnished import CHANGES, changes, error_of, inhabited, unchanged
+
+MANGLED = [  # what compressing proxies make of "V"
+    'W/"V"',
+    '"V-gzip"',
+    'W/"V-gzip"',
+    '"V--gzip"',
+    '"V;gzip"',
+    '"V;br"',
+    '"V-br"',
+    '"gzip-V"',
+]
+
+
+@pytest.fixture
+def house(make_app, db):
+    """A client, and all changes that could be made."""
+    client, headers = inhabited(make_app, db)
+    return client, headers["root"], changes(client, headers["root"])
+
+
+def version_of(client, event_id):
+    """The version of an event that is there; of one to be opened, 0."""
+    if event_id is None:
+        return 0
+    return client.get(f"/events/{event_id}").json["version"]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_mangled_etag_is_412_and_nobody_says_that_the_event_has_changed(
+    house, db, name
+):
+    client, root, todo = house
+    change = todo[name]
+    version = version_of(client, change.event_id)
+    for mangled in MANGLED:
+        headers = root | {"If-Match": mangled.replace("V", str(version))}
+        with unchanged(db):
+            answer = change.send(client, headers=headers)
+        assert answer.status_code == 412
+        assert answer.headers["ETag"] == f'"{version}"'
+        text = error_of(answer)
+        assert not re.search("has changed|moved on", text)
+        assert re.search("ETag", text)
+        assert re.search("(?i)weak|changed on (its|the) way|proxy", text)
+        assert f'"{version}"' in text  # what to send instead
+    headers = root | {"If-Match": f'"{version}"'}
+    assert change.send(client, headers=headers).status_code in {200, 201, 204}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_etag_of_ours_that_is_out_of_date_is_412_and_says_so(house, db, name):
+    client, root, todo = house
+    change = todo[name]
+    version = version_of(client, change.event_id)
+    with unchanged(db):
+        answer = change.send(client, headers=root | {"If-Match": f'"{version + 1}"'})
+    assert answer.status_code == 412
+    assert answer.headers["ETag"] == f'"{version}"'
+    text = error_of(answer)
+    assert f"at version {version}" in text
+    assert not re.search("(?i)weak|proxy", text)
+
+
+def test_a_list_with_one_etag_that_fits_is_met_whatever_else_is_in_it(house):
+    client, root, todo = house
+    listed = 'W/"0", "7-gzip", "VERSION", "0;br"'
+    for name in ("partial return in an event", "ticket", "partly cancelled booking"):
+        version = version_of(client, 7)
+        headers = root | {"If-Match": listed.replace("VERSION", str(version))}
+        assert todo[name].send(client, headers=headers).status_code in {200, 204}
+        assert version_of(client, 7) == version + 1
+
+
+def test_a_weak_etag_is_as_good_as_ours_for_a_reader(house):
+    client, _, _ = house
+    version = version_of(client, 7)
+    weak = client.get("/events/7", headers={"If-None-Match": f'W/"{version}"'})
+    assert (weak.status_code, weak.data) == (304, b"")
