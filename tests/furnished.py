@@ -44,14 +44,6 @@ def people() -> tuple[bytes, dict[str, dict[str, str]]]:
         return db.read_bytes(), headers
 
 
-def inhabited(make_app: Any, db: Path, **settings: object) -> tuple[Any, dict]:
-    """A client of a server with people, and the headers that each of them sends."""
-    content, headers = people()
-    db.write_bytes(content)
-    db.chmod(0o600)
-    return make_app(**settings).test_client(), headers
-
-
 class Change(NamedTuple):
     """A request that would change something."""
 
@@ -87,21 +79,33 @@ CHANGES = [
 SEEDED = "node-meetup-2025"
 
 
-def changes(client: Any, root: dict[str, str]) -> dict[str, Change]:
-    """All of CHANGES, each of which could be made now, by root."""
+@functools.cache
+def furnished() -> tuple[bytes, dict[str, Change]]:
+    """A db.json with people and bookings, and all CHANGES that root could make now."""
+    content, headers = people()
+    with tempfile.TemporaryDirectory() as folder:
+        db = Path(folder) / "db.json"
+        db.write_bytes(content)
+        settings = {"db": str(db), "quiet": True, "by_hand": True}
+        app = ticketboss.create_app(ticketboss.Settings(**settings))
+        found = _furnish(app.test_client(), headers["root"])
+        return db.read_bytes(), dict(zip(CHANGES, found, strict=True))
+
+
+def _furnish(client: Any, root: dict[str, str]) -> list[Change]:
     opened = client.post("/initialize", json={"eventId": 7, "totalTickets": 50})
     assert opened.status_code == 201
     dated = {"name": "Concert", "date": "2024-12-01", "totalTickets": 5}
     number = client.post("/api/v1/event", json=dated, headers=root).json["data"]["id"]
-    sale = {"partnerId": "abc-corp", "seats": 5}
+    sale = {"partnerId": "abc-corp", "seats": 9}
     held = client.post("/reservations", json=sale).headers["Location"]
     held_7 = client.post("/events/7/reservations", json=sale).headers["Location"]
     booked = {"eventId": 7, "userId": "ann-of-old"}
     assert client.post("/book", json=booked).status_code == 200
-    booking = BOOKER | {"eventId": 7, "ticketsReserved": 5}
+    booking = BOOKER | {"eventId": 7, "ticketsReserved": 9}
     made = client.post("/api/v1/booking", json=booking).json["data"]["id"]
     cancelled = f"/api/v1/booking/{made}"
-    found = [
+    return [
         Change("POST", "/reservations", sale, SEEDED),
         Change("POST", "/events/7/reservations", sale),
         Change("DELETE", held, None, SEEDED),
@@ -118,7 +122,24 @@ def changes(client: Any, root: dict[str, str]) -> dict[str, Change]:
         Change("DELETE", cancelled),
         Change("DELETE", cancelled, {"ticketsToCancel": 2}),
     ]
-    return dict(zip(CHANGES, found, strict=True))
+
+
+def _client(content: bytes, make_app: Any, db: Path, settings: dict[str, Any]) -> Any:
+    db.write_bytes(content)
+    db.chmod(0o600)
+    return make_app(**settings).test_client()
+
+
+def inhabited(make_app: Any, db: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """A client of a server with people, and the headers that each of them sends."""
+    content, headers = people()
+    return _client(content, make_app, db, settings), headers
+
+
+def house_of(make_app: Any, db: Path, **settings: Any) -> tuple[Any, Any, Any]:
+    """A client, the headers of an admin, and all changes that it could make."""
+    content, todo = furnished()
+    return _client(content, make_app, db, settings), people()[1]["root"], todo
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from furnished import CHANGES, changes, error_of, inhabited, unchanged
+from furnished import CHANGES, error_of, house_of, unchanged
 
 MANGLED = [  # what compressing proxies make of "V"
     'W/"V"',
@@ -21,9 +21,8 @@ MANGLED = [  # what compressing proxies make of "V"
 
 @pytest.fixture
 def house(make_app, db):
-    """A client, and all changes that could be made."""
-    client, headers = inhabited(make_app, db)
-    return client, headers["root"], changes(client, headers["root"])
+    """A client, the headers of an admin, and all changes that could be made."""
+    return house_of(make_app, db)
 
 
 def version_of(client, event_id):
