@@ -96,7 +96,7 @@ def test_a_user_and_an_event_are_found_by_a_whole_number(client, db):
         ("/login", "userId"),
     ],
 )
-def test_a_number_that_is_no_id_is_400_with_a_true_text(house, db, path, field, number):
+def test_a_number_that_is_no_id_is_400_with_a_true_text(house, db, path, field):
     client, _, _ = house
     others = {
         "/initialize": '"totalTickets": 5',
