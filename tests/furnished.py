@@ -48,7 +48,7 @@ def people() -> tuple[bytes, dict[str, dict[str, str]]]:
         mock.patch.object(hashlib, "scrypt", cheap_scrypt),
     ):
         db = Path(folder) / "db.json"
-        settings = {"db": str(db), "quiet": True, "by_hand": True, "loopback": True}
+        settings = {"db": str(db), "quiet": True, "standalone": True, "loopback": True}
         app = ticketboss.create_app(ticketboss.Settings(**settings))
         client = app.test_client()
         for name in NAMES:
@@ -99,7 +99,7 @@ def furnished() -> tuple[bytes, dict[str, Change]]:
     with tempfile.TemporaryDirectory() as folder:
         db = Path(folder) / "db.json"
         db.write_bytes(content)
-        settings = {"db": str(db), "quiet": True, "by_hand": True}
+        settings = {"db": str(db), "quiet": True, "standalone": True}
         app = ticketboss.create_app(ticketboss.Settings(**settings))
         found = _furnish(app.test_client(), headers["root"])
         return db.read_bytes(), dict(zip(CHANGES, found, strict=True))

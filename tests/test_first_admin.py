@@ -107,7 +107,7 @@ def test_who_asks_from_elsewhere_is_no_admin(make_app, role, address):
     assert role() == "user"
 
 
-@pytest.mark.parametrize("settings", [{"loopback": False}, {"by_hand": False}])
+@pytest.mark.parametrize("settings", [{"loopback": False}, {"standalone": False}])
 def test_elsewhere_and_under_another_server_nobody_is_an_admin(
     make_app, role, settings
 ):
