@@ -213,8 +213,9 @@ def test_a_client_without_a_length_cancels_nothing_by_mistake(serve):
         )
         answer = http.client.HTTPResponse(wire, method="DELETE")
         answer.begin()
-        assert answer.status == 400
-        assert "Content-Type" in json.loads(answer.read())["message"]
+        told = json.loads(answer.read())
+    assert answer.status == 400
+    assert "Content-Type" in told["message"]
     assert server.ask("GET", "/status/3")[1]["bookedTickets"] == 10
 
 
