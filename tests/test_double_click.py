@@ -1,0 +1,126 @@
+"""The page, in a real browser: a button that is pressed twice acts once."""
+
+# ruff: noqa: F811 -- fixtures that are imported here are arguments below
+from __future__ import annotations
+
+import pytest
+from test_page import (  # noqa: F401 -- fixtures are used by their names
+    at,
+    browser,
+    event,
+    held,
+    server,
+    visit,
+)
+
+# Answers wait until go() lets them through. What is asked is counted, and as nobody
+# looks at the page it asks nothing by itself.
+HOLD = """
+Object.defineProperty(document, "hidden", {get: () => true})
+var asked = 0, waiting = [], real = fetch
+var go = () => { window.fetch = real; waiting.splice(0).forEach(f => f()) }
+window.fetch = (...request) => {
+  asked++
+  return new Promise(done => waiting.push(() => done(real(...request))))
+}
+"""
+# What a compressing proxy makes of our answers.
+MANGLE = """
+var whole = fetch
+window.fetch = async (...request) => {
+  const answer = await whole(...request)
+  const headers = new Headers(answer.headers), tag = headers.get("ETag")
+  if (tag) headers.set("ETag", `W/${tag.replace(/"$/, '-gzip"')}`)
+  const body = answer.status === 304 ? null : await answer.text()
+  return new Response(body, {status: answer.status, headers})
+}
+"""
+FAIL = 'var real = fetch; window.fetch = async () => { throw Error("the net is gone") }'
+OUT = "buyer('A').querySelector('output').textContent"
+
+
+def posts(page):
+    """The Idempotency-Keys of the orders that the page has sent."""
+    page.run("0")
+    return [
+        {name.lower(): v for name, v in e["request"]["headers"].items()}.get(
+            "idempotency-key"
+        )
+        for e in page.heard("Network.requestWillBeSent")
+        if e["request"]["method"] == "POST"
+    ]
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_double_click_on_save_is_one_sale(server, visit, event, careful):
+    shown = event(50)
+    page = visit(shown)
+    page.click("A", "Read")
+    if not careful:
+        page.run("document.querySelector('#careful').click()")
+    page.run(f"{OUT} = ''; button('A', 'Save').click(); button('A', 'Save').click()")
+    page.until(f"{OUT} !== '' && !button('A', 'Save').disabled")
+    assert page.run(OUT).startswith("201")
+    assert held(server, shown) == [("buyer-A", 2)]
+    assert len(posts(page)) == 1
+
+
+@pytest.mark.parametrize("what", ["Read", "Save"])
+def test_a_button_that_waits_is_locked_until_it_is_answered(visit, event, what):
+    page = visit(event(50))
+    page.click("A", "Read")
+    page.run(HOLD)
+    page.run(f"button('A', '{what}').click()")
+    assert page.run(f"button('A', '{what}').disabled")
+    page.run(f"button('A', '{what}').click()")
+    assert page.run("asked") == 1
+    assert page.run("button('B', 'Read').disabled") is False
+    page.run("go()")
+    page.until(f"!button('A', '{what}').disabled")
+
+
+def test_each_press_of_save_has_a_key_of_its_own(server, visit, event):
+    shown = event(50)
+    page = visit(shown)
+    page.run("document.querySelector('#careful').click()")
+    for who in "AB":
+        page.click(who, "Read")
+        for _ in range(2):
+            assert page.click(who, "Save").startswith("201")
+            page.until(f"!button('{who}', 'Save').disabled")
+    keys = posts(page)
+    assert len(keys) == len(set(keys)) == 4
+    assert all(key and 16 <= len(key) <= 255 for key in keys)
+    assert held(server, shown) == [("buyer-A", 2)] * 2 + [("buyer-B", 2)] * 2
+
+
+def test_a_request_that_fails_frees_its_button_and_says_so(server, visit, event):
+    shown = event(50)
+    page = visit(shown)
+    page.click("A", "Read")
+    page.run(FAIL)
+    for what in ("Save", "Read"):
+        page.run(f"{OUT} = ''; button('A', '{what}').click()")
+        page.until("buyer('A').innerText.includes('the net is gone')")
+        page.until(f"!button('A', '{what}').disabled")
+    page.run("window.fetch = real")
+    page.click("A", "Read")
+    assert page.click("A", "Save").startswith("201")
+    assert held(server, shown) == [("buyer-A", 2)]
+
+
+def test_behind_a_proxy_that_mangles_etags_the_lesson_goes_on(server, visit, event):
+    shown = event(50)
+    page = visit(shown)
+    page.run(MANGLE)
+    for who in "AB":
+        page.click(who, "Read")
+    assert page.click("A", "Save").startswith("201")
+    assert page.click("B", "Save").startswith("412")
+    page.click("B", "Read")
+    assert page.click("B", "Save").startswith("201")
+    assert held(server, shown) == [("buyer-A", 2), ("buyer-B", 2)]
+    page.shows("46 of 50")
+    sale = {"partnerId": "other", "seats": 3}
+    assert server.ask("POST", f"{at(shown)}/reservations", sale)[0] == 201
+    page.shows("43 of 50")
