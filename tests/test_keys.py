@@ -381,6 +381,18 @@ def test_a_replayed_opening_says_what_was_said_before_anything_was_sold(client, 
     assert again.headers["ETag"] == '"0"'
 
 
+def test_a_replayed_dated_event_says_what_was_said_before_anything_was_sold(house, db):
+    client, root, todo = house
+    first = todo["dated event"].send(client, headers=root | KEY)
+    number = first.json["data"]["id"]
+    booking = BOOKER | {"eventId": number, "ticketsReserved": 3}
+    assert client.post("/api/v1/booking", json=booking).status_code == 201
+    with unchanged(db):
+        again = todo["dated event"].send(client, headers=root | KEY)
+    assert is_replay(again, first)
+    assert again.headers["ETag"] == first.headers["ETag"] == '"0"'
+
+
 @pytest.mark.parametrize(
     "other", [{"totalTickets": 6}, {"name": "Walk"}, {"eventId": 9}, {"price": 1}]
 )
