@@ -146,7 +146,6 @@ def in_chunks(client, path, body, method="POST"):
     )
 
 
-@pytest.mark.parametrize("more", [b"rubbish", b" ", ORDER, b" " * LIMIT])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -159,14 +158,13 @@ def in_chunks(client, path, body, method="POST"):
         ("DELETE", "/api/v1/booking/1"),
     ],
 )
-def test_a_body_in_chunks_that_goes_on_beyond_64_kib_is_413(
-    house, db, method, path, more
-):
+def test_a_body_in_chunks_that_goes_on_beyond_64_kib_is_413(house, db, method, path):
     client, _, _ = house
     with unchanged(db):
-        answer = in_chunks(client, path, ORDER.ljust(LIMIT) + more, method)
-        assert answer.status_code == 413
-        assert "64 KiB" in error_of(answer)
+        for more in (b"rubbish", b" ", ORDER, b" " * LIMIT):
+            answer = in_chunks(client, path, ORDER.ljust(LIMIT) + more, method)
+            assert answer.status_code == 413
+            assert "64 KiB" in error_of(answer)
 
 
 def test_a_body_in_chunks_is_read_to_its_end(house, db):

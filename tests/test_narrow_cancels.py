@@ -154,14 +154,14 @@ def test_different_numbers_of_tickets_in_query_and_body_are_400(house, db, spell
             assert "ticketsToCancel" in error_of(answer)
 
 
-@pytest.mark.parametrize("number", ["", "0", "-1", "x", "1.5", "10", "all", "%D9%A3"])
-def test_tickets_in_the_query_that_are_no_number_are_400(house, db, number):
+def test_tickets_in_the_query_that_are_no_number_are_400(house, db):
     client, _, todo = house
     with unchanged(db):
-        path = f"{todo['cancelled booking'].path}?ticketsToCancel={number}"
-        answer = client.delete(path)
-        assert answer.status_code == 400
-        assert "ticketsToCancel" in error_of(answer)
+        for number in ("", "0", "-1", "x", "1.5", "10", "all", "%D9%A3"):
+            path = f"{todo['cancelled booking'].path}?ticketsToCancel={number}"
+            answer = client.delete(path)
+            assert answer.status_code == 400, number
+            assert "ticketsToCancel" in error_of(answer)
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/xml"])
@@ -258,15 +258,15 @@ def test_an_unknown_parameter_beside_a_known_one_is_400(house, db, name):
 
 
 @pytest.mark.parametrize("name", [*PARTNER, *BOOKING])
-@pytest.mark.parametrize("values", ["24", "42", "22"])
-def test_a_number_that_comes_twice_is_400(house, db, name, values):
+def test_a_number_that_comes_twice_is_400(house, db, name):
     client, _, todo = house
     parameter = "ticketsToCancel" if name in BOOKING else "seats"
-    query = "&".join(f"{parameter}={value}" for value in values)
     with unchanged(db):
-        answer = client.delete(f"{todo[name].path}?{query}")
-        assert answer.status_code == 400
-        assert parameter in error_of(answer)
+        for values in ("24", "42", "22"):
+            query = "&".join(f"{parameter}={value}" for value in values)
+            answer = client.delete(f"{todo[name].path}?{query}")
+            assert answer.status_code == 400
+            assert parameter in error_of(answer)
 
 
 @pytest.mark.parametrize(
