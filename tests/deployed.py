@@ -1,0 +1,251 @@
+"""What the tests of deployment share: servers in odd surroundings, and raw wires."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import PROGRAM, SEEDED, Server
+
+ORDER = {"partnerId": "abc-corp", "seats": 1}
+PATIENCE_S = 30  # before a server that says nothing counts as hanging
+DRIVER = """
+import os, sys
+exec(os.environ.pop("FIRST"))
+import ticketboss
+sys.argv = [os.environ.pop("PROGRAM"), *sys.argv[1:]]
+ticketboss.main()
+"""
+# Both of a program's clocks run ahead by as many seconds as a file has bytes.
+CLOCK = """
+import os, time
+def ahead(clock, path=os.environ["CLOCK"]):
+    return lambda: clock() + os.path.getsize(path)
+time.time, time.monotonic = ahead(time.time), ahead(time.monotonic)
+"""
+# While a file is there, it holds the number of the error that ends each rename to
+# db.json, as a mount of its own, a full disk or a missing right would end it.
+REFUSED_RENAMES = """
+import os
+def refused(call):
+    def rename(source, target, **more):
+        if os.path.basename(target) == "db.json" and os.path.exists(os.environ["FLAG"]):
+            number = int(open(os.environ["FLAG"]).read())
+            raise OSError(number, os.strerror(number), source, None, target)
+        return call(source, target, **more)
+    return rename
+os.replace, os.rename = refused(os.replace), refused(os.rename)
+"""
+
+
+def started(
+    folder: Path, *arguments: str, first: str = "", **env: str
+) -> subprocess.Popen[str]:
+    """The program as a process in that folder; `first` is Python that runs before."""
+    paths = [str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")]
+    added = {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "FIRST": first,
+        "PROGRAM": str(PROGRAM),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **added, **env},
+    )
+
+
+def ended(
+    folder: Path, *arguments: str, first: str = "", stdin: str = "", **env: str
+) -> tuple[int, str, str]:
+    """The exit status of a command, and what it printed."""
+    process = started(folder, *arguments, first=first, **env)
+    try:
+        out, err = process.communicate(stdin, timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.communicate()
+    return process.returncode, out, err
+
+
+class Launched(Server):
+    """A server whose whole command line is given, and what runs before it."""
+
+    def __init__(self, db: Path, *arguments: str, first: str = "", **env: str) -> None:
+        self.db = db
+        self.process = started(db.parent, *arguments, first=first, **env)
+        self.banner = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.banner += line
+            if found := re.search(r"http://\S+", line):
+                self.url = found[0]
+                break
+        else:
+            raise AssertionError(self.banner + self.process.communicate()[1])
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        parts = urlsplit(self.url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        return parts.hostname, parts.port
+
+
+class Clock:
+    """The clock of a server that was started with `CLOCK` as its `first`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "clock"
+        self.path.touch()
+
+    def jump(self, seconds: int) -> None:
+        """Let that much time pass."""
+        with self.path.open("ab") as file:
+            file.write(bytes(seconds))
+
+
+class Wire:
+    """A connection on which any bytes can be sent."""
+
+    def __init__(
+        self, address: tuple[str, int], sent: bytes = b"", *, buffer: int = 0
+    ) -> None:
+        self.socket = socket.socket(
+            socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        )
+        self.socket.settimeout(PATIENCE_S)
+        if buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.connect(address)
+        self.rest = b""
+        self.send(sent)
+
+    def __enter__(self) -> Wire:
+        """Use it; closed at the end."""
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        """Hang up."""
+        self.socket.close()
+
+    def send(self, sent: bytes) -> None:
+        """Send all of it."""
+        self.socket.sendall(sent)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """The next answer: its status, its headers (names in lower case), its body."""
+        head = self._until(b"\r\n\r\n").decode("latin-1")
+        first, *lines = head.splitlines()
+        pairs = (line.partition(":") for line in lines)
+        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        status, length = int(first.split()[1]), int(headers.get("content-length", "0"))
+        while len(self.rest) < length:
+            self._more()
+        body, self.rest = self.rest[:length], self.rest[length:]
+        return status, headers, body
+
+    def ask(self, head: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+        """The answer to a request with these lines."""
+        lines = [head, "Host: localhost", f"Content-Length: {len(body)}", "", ""]
+        self.send("\r\n".join(lines).encode("latin-1") + body)
+        return self.answer()
+
+    def is_dropped(self) -> bool:
+        """Whether the server ends it, sooner or later, without a good answer."""
+        with_an_error = b""
+        try:
+            while more := self.socket.recv(1 << 20):
+                with_an_error += more[:99]
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+        return with_an_error == b"" or b" 408 " in with_an_error
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self.rest:
+            self._more()
+        found, self.rest = self.rest.split(end, 1)
+        return found
+
+    def _more(self) -> None:
+        more = self.socket.recv(1 << 16)
+        if not more:
+            raise ConnectionResetError("the server hung up")
+        self.rest += more
+
+
+@contextmanager
+def held(db: Path) -> Iterator[None]:
+    """Hold the lock of a database, as another process that sells does."""
+    with open(f"{db.parent}/.{db.name}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def large(db: Path, records: int, width: int = 200) -> None:
+    """Make a database of that many reservations, each of about `width` bytes."""
+    document: dict[str, Any] = {
+        "event": {
+            "eventId": SEEDED,
+            "name": "Node.js Meet-up",
+            "totalSeats": records + 500,
+            "availableSeats": 500,
+            "version": records,
+        },
+        "reservations": {
+            f"r{n}": {
+                "reservationId": f"r{n}",
+                "partnerId": "x" * (width - 150),
+                "seats": 1,
+                "status": "confirmed",
+                "ts": "2025-01-01T00:00:00.000Z",
+                "eventVersionAtReservation": n + 1,
+            }
+            for n in range(records)
+        },
+    }
+    db.write_text(json.dumps(document))
+
+
+def one_line(text: str, *words: str) -> None:
+    """Assert that a text is one line, a usage before it aside, with these words."""
+    assert "Traceback" not in text
+    *usage, line = text.splitlines()
+    assert not usage or usage[0].startswith("Usage: "), text
+    for word in words:
+        assert word in line, (word, text)
+
+
+def needed(*names: str) -> str:
+    """The path of a program that a test cannot do without, else the test is skipped.
+
+    Where TICKETBOSS_TESTS_INSIST is set it fails instead.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
+    for name in names:
+        if found := shutil.which(name, path=path):
+            return found
+    missing = f"{names[0]} is not installed"
+    if os.environ.get("TICKETBOSS_TESTS_INSIST"):
+        pytest.fail(missing)
+    pytest.skip(missing)
