@@ -50,24 +50,23 @@ def taken() -> Iterator[str]:
 # --- Variables ---------------------------------------------------------------
 
 
-def commands(command: click.Command) -> Iterator[click.Command]:
-    yield command
-    for each in getattr(command, "commands", {}).values():
-        yield from commands(each)
+def variables(command: click.Command, prefix: str | None) -> dict[str, set[str]]:
+    """The variables of each option of a command, those that click makes up included."""
+    found = {}
+    for option in command.params:
+        if not isinstance(option, click.Option):
+            continue
+        named = option.envvar or []
+        names = {named} if isinstance(named, str) else {*named}
+        if not names and prefix and option.allow_from_autoenv:
+            names = {f"{prefix}_{option.name.upper()}"}
+        found[option.opts[0]] = names
+    return found
 
 
 def test_these_are_all_the_variables_and_no_dangerous_switch_has_one():
-    options = [
-        option
-        for command in commands(ticketboss.main)
-        for option in command.params
-        if isinstance(option, click.Option)
-    ]
-    variables = set()
-    for option in options:
-        named = option.envvar or []
-        variables |= {named} if isinstance(named, str) else {*named}
-    assert variables == {
+    prefix = ticketboss.main.context_settings.get("auto_envvar_prefix")
+    assert set().union(*variables(ticketboss.main, prefix).values()) == {
         "PORT",
         "TICKETBOSS_ALLOW_ORIGIN",
         "TICKETBOSS_DB",
@@ -83,10 +82,10 @@ def test_these_are_all_the_variables_and_no_dangerous_switch_has_one():
         "TICKETBOSS_TRUSTED_HOST",
         "TICKETBOSS_TRUST_PROXY",
     }
-    [yes] = [option for option in options if "--yes" in option.opts]
-    assert not yes.envvar
-    for command in commands(ticketboss.main):
-        assert "auto_envvar_prefix" not in command.context_settings
+    for name, command in ticketboss.main.commands.items():
+        own = variables(command, prefix and f"{prefix}_{name.upper()}")
+        assert set().union(*own.values()) == set(), name
+    assert "--yes" in variables(ticketboss.main.commands["reset"], None)
 
 
 @pytest.mark.parametrize("name", ["TICKETBOSS_YES", "TICKETBOSS_RESET_YES", "YES"])

@@ -467,14 +467,14 @@ HERE = {"Host": "localhost:3000"}
             "user",
         ),
         ({"loopback": False}, HERE, {}, "user"),
-        ({"by_hand": False, "loopback": False}, HERE, {}, "user"),
+        ({"standalone": False, "loopback": False}, HERE, {}, "user"),
     ],
     ids=str,
 )
 def test_the_first_account_is_an_admin_only_where_nothing_hints_at_a_proxy(
     make_app, saved, settings, headers, environ, role
 ):
-    app = make_app(**{"by_hand": True, "loopback": True} | settings)
+    app = make_app(**{"standalone": True, "loopback": True} | settings)
     answer = app.test_client().post(
         "/api/v1/auth/register",
         json=ANN,
