@@ -135,9 +135,13 @@ class Wire:
         self.socket.settimeout(PATIENCE_S)
         if buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        self.socket.connect(address)
         self.rest = b""
-        self.send(sent)
+        try:
+            self.socket.connect(address)
+            self.send(sent)
+        except OSError:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Wire:
         """Use it; closed at the end."""

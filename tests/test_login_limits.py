@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,6 +218,53 @@ def test_a_window_from_the_future_is_forgotten_when_the_clock_is_right_again(
     told = [client.get("/event") for _ in range(4)]
     assert [answer.status_code for answer in told] == [200] * 3 + [429]
     assert int(told[-1].headers["Retry-After"]) <= 900
+
+
+# --- Many accounts -----------------------------------------------------------
+
+
+def crowded(db: Path, members: int) -> None:
+    """Give a database that many accounts."""
+    whole = json.loads(db.read_text())
+    whole["accounts"] = {
+        "version": members,
+        "secret": "0" * 64,
+        "members": {
+            str(number): {
+                "id": number,
+                "username": f"student{number}",
+                "email": f"student{number}@example.com",
+                "password": "nobody's",
+                "role": "user",
+            }
+            for number in range(1, members + 1)
+        },
+    }
+    db.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_login_takes_no_longer_where_there_are_more_accounts(
+    make_app, db, monkeypatch, known
+):
+    monkeypatch.setattr(ticketboss, "check_password_hash", lambda *_: False)
+    client = make_app().test_client()
+
+    def took(members: int) -> float:
+        crowded(db, members)
+        assert client.get("/event").status_code == 200  # it is parsed now
+        name = f"student{members}" if known else "nobody"
+        body, times = {"email": f"{name}@example.com", "password": PASSWORD}, []
+        for turn in range(2):
+            began = time.perf_counter()
+            for number in range(50):
+                address = {"REMOTE_ADDR": f"192.0.{turn}.{number}"}
+                answer = client.post("/login", json=body, environ_base=address)
+                assert answer.status_code in {401, 429}
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert took(16_000) <= 3 * max(took(1000), 0.1)
 
 
 # --- What a token names ------------------------------------------------------
