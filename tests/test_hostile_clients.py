@@ -187,6 +187,26 @@ def test_a_quarter_of_a_million_spaces_hold_nobody_up(shared_server):
         assert shared_server.ask("GET", "/event")[0] == 200
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET http://[ HTTP/1.1\r\n",
+        b"GET http://[x]/event HTTP/1.1\r\n",
+        b"GET //[ HTTP/1.1\r\n",
+        b"POST /reservations HTTP/1.1\r\nContent-Length: %b\r\n" % (b"9" * 5000),
+    ],
+    ids=lambda head: head[:30].decode(),
+)
+def test_a_head_that_cannot_be_parsed_is_answered_and_fills_no_log(launch, head):
+    server = launch()
+    with Wire(server.address, head + b"Host: localhost\r\n\r\n") as wire:
+        status, headers, body = wire.answer()
+    assert status in {400, 404, 413}
+    assert headers["content-type"] == "application/json"
+    assert json.loads(body)["error"]
+    assert server.stop()[2] == ""
+
+
 UNTOUCHED = """
 import time, waitress.parser, werkzeug.datastructures.accept as accept
 def took(work, size):
