@@ -1262,6 +1262,7 @@ class Transactions:
 # security code is not written at home. Knows no HTTP, and not where the key comes from.
 
 TOKEN_LIFETIME_S: Final = 3600
+CLOCK_LEEWAY_S: Final = 30  # a clock that is set right may go back a little
 HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
 DUMMY_HASH: Final = "scrypt:32768:8:1$nobodynobody0000$" + "0" * 128
 
@@ -1365,7 +1366,7 @@ def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | 
     """The account that a token names, as it is today; None if the token is not good."""
     options: Any = {"require": ["sub", "iat", "exp", "jti"]}
     try:
-        claims = jwt.decode(token, key, ["HS256"], options=options)
+        claims = jwt.decode(token, key, ["HS256"], options, leeway=CLOCK_LEEWAY_S)
     except (jwt.InvalidTokenError, ValueError, RecursionError):
         return None
     issued, expires = claims["iat"], claims["exp"]
@@ -1713,19 +1714,19 @@ app: Final = cast("App", current_app)
 # --- Rules about a route, stated at the route ---
 
 
-def marked(mark: str) -> Callable[[View], View]:
+def marked(*marks: str) -> Callable[[View], View]:
     """Mark a route for the hooks below; they see it with `route_has`."""
 
     def decorate(view: View) -> View:
-        view.__dict__.setdefault("marks", set()).add(mark)
+        view.__dict__.setdefault("marks", set()).update(marks)
         return view
 
     return decorate
 
 
-open_to_all: Final = marked("open to all")  # never limited, and tokens do not matter
-counted_as_login: Final = marked("counted as login")  # needs no token, is limited
-counted_as_registration: Final = marked("counted as registration")  # likewise
+open_to_all: Final = marked("never limited", "no token needed")
+is_a_login: Final = marked("no token needed", "counted as login")
+is_a_registration: Final = marked("no token needed", "counted as registration")
 for_admins_if_login_is_required: Final = marked("for admins if login is required")
 
 
@@ -1993,7 +1994,7 @@ def handle_http_error(error: HTTPException) -> Response:
 # --- Before and after each request ---
 
 
-def before_request() -> None:
+def before_request() -> Response | None:
     """Checks before every request: limits, host, token; for changes also the rest."""
     environ = request.environ
     g.headers = {"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))}
@@ -2003,16 +2004,24 @@ def before_request() -> None:
     enforce_rate_limits()  # also on what is refused below
     if not environ.get("QUERY_STRING", "").isascii():
         abort(400, "Send the query percent-encoded, as %C3%A9.")
-    check_host(environ.get("HTTP_HOST", "localhost"))
+    check_host(environ)
     authorization = environ.get("HTTP_AUTHORIZATION")
-    if authorization is not None and not route_has("open to all"):
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() == "bearer":
-            g.account = app.box_office.account_of(token.strip())
-        if g.account is None:
-            abort(401, "Unauthorized. Invalid token.")
+    if authorization is not None and not route_has("no token needed"):
+        check_token(authorization)
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD", "OPTIONS"}:
         check_change(environ)
+    if environ.get("PATH_INFO") == "*" and environ["REQUEST_METHOD"] == "OPTIONS":
+        return Response(status=204)  # a question about the server, not about a URL
+    return None
+
+
+def check_token(authorization: str) -> None:
+    """Find the account that a token names (401); another scheme is no token."""
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        g.account = app.box_office.account_of(token.strip())
+        if g.account is None:
+            abort(401, "Unauthorized. Invalid token.")
 
 
 def request_id(given: str | None = None) -> str:
@@ -2022,12 +2031,19 @@ def request_id(given: str | None = None) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def check_host(host: str) -> None:
+def check_host(environ: dict[str, Any]) -> None:
     """Refuse names that are not ours (421), where only this machine may connect.
 
     So a page whose name was made to point here cannot read answers (DNS rebinding).
+    The Host that was sent is checked, whatever X-Forwarded-Host says.
     """
     settings = app.settings
+    if "HTTP_HOST" not in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+        abort(400, "HTTP/1.1 requires a Host header.")
+    as_sent = environ.get("werkzeug.proxy_fix.orig", environ)
+    host = as_sent.get("HTTP_HOST")
+    if host is None:
+        host = "localhost"
     if not settings.loopback or is_loopback(host):
         return
     trusted = {name.lower() for name in settings.trusted_hosts}
@@ -2045,6 +2061,8 @@ def check_change(environ: dict[str, Any]) -> None:
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None and origin.partition("://")[2] != request.host:
         abort(403, "A page of another site may not change anything here.")
+    if request.routing_exception is not None:  # 404 and 405 go before conditions
+        raise request.routing_exception
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         abort(415, "Send the body as it is, without a Content-Encoding.")
     condition = environ.get("HTTP_IF_MATCH")
@@ -2054,8 +2072,7 @@ def check_change(environ: dict[str, Any]) -> None:
         if condition.strip() != "*":  # which always matches
             strong_etags = re.findall(r'(?:^|[\s,])"([^"]*)"', condition)
             g.if_match = frozenset(strong_etags)
-    is_login = route_has("counted as login") or route_has("counted as registration")
-    if app.settings.require_login and not is_login:
+    if app.settings.require_login and not route_has("no token needed"):
         require_login(admin=route_has("for admins if login is required"))
 
 
@@ -2072,7 +2089,7 @@ def is_loopback(host: str) -> bool:
 def enforce_rate_limits() -> None:
     """Count the request against its client's limits; 429 when they are used up."""
     counted = []
-    if not route_has("open to all"):
+    if not route_has("never limited"):
         counted = [("", rate) for rate in app.rate_limits]
     if request.method == "POST":
         if route_has("counted as login"):
@@ -2532,7 +2549,7 @@ def csv_response(reports: list[Report]) -> Response:
 
 
 @booking.post("/login")
-@counted_as_login
+@is_a_login
 def log_in() -> Response:
     """{email | username | userId, password} -> {token, accessToken, ...}."""
     body = json_body()
@@ -2573,7 +2590,7 @@ def envelope(message: str, data: object = None, status: int = 200) -> Response:
 
 
 @v1.post("/auth/register")
-@counted_as_registration
+@is_a_registration
 def register() -> Response:
     """{username, email, password} -> 201 {id, username, email}; 409 if taken."""
     body = json_body()
@@ -2604,7 +2621,7 @@ def account_json(account: Account) -> Body:
 
 
 @v1.post("/auth/login")
-@counted_as_login
+@is_a_login
 def log_in_by_email() -> Response:
     """{email, password} -> {token}."""
     body = json_body()
