@@ -92,6 +92,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     rate_storage: str = "memory://"
     trust_proxy: bool = False
     trusted_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()  # of other sites that may use this server
     quiet: bool = False
     timeout_s: float = 2.0  # how long a change waits for its turn and for the lock
     jwt_secret: bytes = b""  # empty: one is generated and kept in the database
@@ -1691,6 +1692,15 @@ PLAIN_TEXT: Final = (
 EMAIL: Final = r"[^@\s]+@[^@\s]+\.[^@\s]+"
 MAX_SEATS: Final = 10**6
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # what every reader of JSON gets right
+ORIGIN: Final = r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+EXPOSED_HEADERS: Final = (
+    "ETag, Location, Link, X-Attempts, Retry-After, Idempotent-Replayed"
+)
+ALLOWED_METHODS: Final = "GET, HEAD, POST, PATCH, DELETE"
+ALLOWED_HEADERS: Final = (
+    "Authorization, Content-Type, If-Match, If-None-Match, Idempotency-Key, "
+    "X-Request-ID"
+)
 ETAGS: Final = r'\s*(\*|(?:W/)?"[^"]*"(?:\s*,\s*(?:W/)?"[^"]*")*)\s*'
 
 Body = dict[str, Any]
@@ -2001,6 +2011,9 @@ def before_request() -> Response | None:
     g.started_at = time.perf_counter()
     g.if_match = None
     g.account = None
+    set_cors_headers(environ)
+    if is_preflight(environ):
+        return Response(status=204)
     enforce_rate_limits()  # also on what is refused below
     if not environ.get("QUERY_STRING", "").isascii():
         abort(400, "Send the query percent-encoded, as %C3%A9.")
@@ -2056,11 +2069,76 @@ def check_host(environ: dict[str, Any]) -> None:
         )
 
 
+def set_cors_headers(environ: dict[str, Any]) -> None:
+    """Let a page of an allowed origin read the answer, and ask before it sends."""
+    origin = environ.get("HTTP_ORIGIN")
+    if origin not in app.settings.allowed_origins:
+        return
+    g.headers["Access-Control-Allow-Origin"] = origin
+    g.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+    if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+        g.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
+        g.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+        g.headers["Access-Control-Max-Age"] = "600"
+
+
+def is_preflight(environ: dict[str, Any]) -> bool:
+    """Whether a browser asks what an allowed page may send. The answer is empty."""
+    is_options = environ["REQUEST_METHOD"] == "OPTIONS"
+    return is_options and "Access-Control-Allow-Methods" in g.headers
+
+
+def check_origin(environ: dict[str, Any]) -> None:
+    """Refuse a change that a page of another site sends (403).
+
+    The browser says where a request comes from in Sec-Fetch-Site, whatever a proxy
+    does to Host. Where it says nothing, its Origin must be the host it has asked.
+    """
+    origin = environ.get("HTTP_ORIGIN")
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if origin in app.settings.allowed_origins:
+        return
+    host = environ.get("HTTP_HOST", "")
+    if site is None:
+        is_ours = origin is None or is_origin_of(origin, host)
+    else:
+        is_ours = site in {"same-origin", "none"}
+    if not is_ours:
+        abort(403, cross_origin_text(site, origin, host))
+
+
+def is_origin_of(origin: str, host: str) -> bool:
+    """Whether an Origin is that Host header, with or without its usual port.
+
+    The header itself: request.host is empty for a name with an underscore.
+    """
+    scheme, _, authority = origin.lower().partition("://")
+    usual_port = ":443" if scheme == "https" else ":80"
+    return authority != "" and authority == host.lower().removesuffix(usual_port)
+
+
+def cross_origin_text(site: str | None, origin: str | None, host: str) -> str:
+    """Both values that differ, and the options that allow it."""
+    named = "URL"
+    facts = []
+    if site is not None:
+        facts.append(f"Sec-Fetch-Site is {site[:64]!a}")
+    if origin is not None:
+        facts.append(f"Origin is {origin[:200]!a}")
+        if len(origin) <= 200 and re.fullmatch(ORIGIN, origin):
+            named = origin
+    facts.append(f"this server is {host[:200]!a}")
+    return (
+        f"Cross-origin change refused: {', '.join(facts)}. Start with --allow-origin "
+        f"{named} to allow it. If this is a page of this server, its proxy changes "
+        "Host: let it send the browser's own (nginx: proxy_set_header Host "
+        "$http_host), and start with --trusted-host."
+    )
+
+
 def check_change(environ: dict[str, Any]) -> None:
     """Checks before a change: origin, encoding, If-Match and login."""
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and origin.partition("://")[2] != request.host:
-        abort(403, "A page of another site may not change anything here.")
+    check_origin(environ)
     if request.routing_exception is not None:  # 404 and 405 go before conditions
         raise request.routing_exception
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
@@ -2074,6 +2152,12 @@ def check_change(environ: dict[str, Any]) -> None:
             g.if_match = frozenset(strong_etags)
     if app.settings.require_login and not route_has("no token needed"):
         require_login(admin=route_has("for admins if login is required"))
+
+
+def plain_host() -> str:
+    """The Host header, for what is shown; only one that a shell takes as a word."""
+    host: str = request.environ.get("HTTP_HOST", "")
+    return host if re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host) else "localhost"
 
 
 @functools.lru_cache(256)
@@ -2126,6 +2210,9 @@ def client_key() -> str:
 def after_request(response: Response) -> Response:
     """Add the headers that were collected, and write a line to the log."""
     response.headers.extend(g.headers)
+    if app.settings.allowed_origins:
+        varies = [*response.headers.getlist("Vary"), "Origin"]
+        response.headers["Vary"] = ", ".join(varies)
     if not response.content_length:
         response.headers.pop("Content-Type", None)
     next(app.served)
@@ -2796,7 +2883,7 @@ def welcome() -> Response:
     """The live page for a browser; for anything else a text with what to try."""
     if "text/html" in request.headers.get("Accept", ""):
         return page_response()
-    here = f"{request.scheme}://{request.host}"
+    here = f"{request.scheme}://{plain_host()}"
     text = WELCOME.format(here).encode()
     return bytes_response(text, "text/plain; charset=utf-8")
 
@@ -3267,6 +3354,31 @@ def duration(value: object) -> float:
     return seconds
 
 
+def origin_of_site(value: str) -> str:
+    """An origin, exactly as a browser sends it: scheme://host, perhaps with a port."""
+    if not re.fullmatch(ORIGIN, value):
+        raise click.BadParameter(
+            f"{value!r} is not an origin like http://localhost:5173"
+        )
+    return value
+
+
+class PortOption(click.Option):
+    """An option that ignores what Kubernetes sets for a service called ticketboss."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """The variable's value, the first one that is not the URL of a service."""
+        names = cast("list[str]", self.envvar)
+        for name in names:
+            value = os.environ.get(name)
+            if value and re.match("(tcp|udp|sctp)://", value):
+                if not ctx.resilient_parsing:
+                    click.echo(f"{name}={value} is ignored, not a port.", err=True)
+            elif value:
+                return value
+        return None
+
+
 def settings_from(context: click.Context, *, standalone: bool = False) -> Settings:
     """The settings that the command line and the environment ask for."""
     params = dict(context.params)
@@ -3276,6 +3388,7 @@ def settings_from(context: click.Context, *, standalone: bool = False) -> Settin
     return Settings(
         think_s=params.pop("think"),
         trusted_hosts=params.pop("trusted_host"),
+        allowed_origins=params.pop("allow_origin"),
         jwt_secret=secret,
         standalone=standalone,
         loopback=standalone and is_loopback(params["host"]),
@@ -3334,6 +3447,7 @@ DEFAULTS: Final = Settings()
 @click.option("--host", default=DEFAULTS.host, help="Address to listen on.")
 @click.option(
     "--port",
+    cls=PortOption,
     default=DEFAULTS.port,
     type=click.IntRange(0, 65535),
     envvar=["TICKETBOSS_PORT", "PORT"],
@@ -3369,6 +3483,12 @@ DEFAULTS: Final = Settings()
     help="Trust X-Forwarded-* headers. Only behind a proxy that sets them.",
 )
 @click.option("--trusted-host", multiple=True, help="Another host name to accept.")
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    type=origin_of_site,
+    help="Another site whose pages may use this server, such as http://localhost:5173.",
+)
 @click.option("--quiet", is_flag=True, help="Do not log requests.")
 @click.pass_context
 def main(context: click.Context, /, db: str, **_: object) -> None:
