@@ -90,6 +90,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     require_login: bool = False
     rate_limit: str = ""
     rate_storage: str = "memory://"
+    login_limit: str = "10 per minute"  # failures, for an account and an address
     trust_proxy: bool = False
     trusted_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of other sites that may use this server
@@ -238,6 +239,10 @@ class Unavailable(TicketBossError):
 
 class Contended(TicketBossError):
     """The change did not get its turn in time. Nothing was changed."""
+
+
+class TooManyLogins(TicketBossError):
+    """Too many wait for the hash of a password. Nothing was changed."""
 
 
 class InDoubt(TicketBossError):
@@ -1265,6 +1270,7 @@ class Transactions:
 TOKEN_LIFETIME_S: Final = 3600
 CLOCK_LEEWAY_S: Final = 30  # a clock that is set right may go back a little
 HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
+HASHING_QUEUE: Final = threading.Semaphore(40)  # leaves threads to reads and sales
 DUMMY_HASH: Final = "scrypt:32768:8:1$nobodynobody0000$" + "0" * 128
 
 
@@ -1333,9 +1339,21 @@ def is_valid_password(password: str, minimum: int = 8) -> bool:
     return minimum <= len(password) <= len(password.encode()) <= 1024
 
 
+@contextmanager
+def turn_to_hash() -> Iterator[None]:
+    """Wait for one's turn to hash a password. Raises TooManyLogins if many wait."""
+    if not HASHING_QUEUE.acquire(blocking=False):
+        raise TooManyLogins("Too many logins at once. Try again in a few seconds.")
+    try:
+        with HASHING:
+            yield
+    finally:
+        HASHING_QUEUE.release()
+
+
 def hash_password(password: str) -> str:
     """A scrypt hash, with its salt and cost."""
-    with HASHING:
+    with turn_to_hash():
         return generate_password_hash(password)
 
 
@@ -1345,7 +1363,7 @@ def authenticate(account: Account | None, password: str) -> Account | None:
     Returns the account, or None.
     """
     expected = account.password if account else DUMMY_HASH
-    with HASHING, suppress(ValueError):  # of a hash that was damaged by hand
+    with turn_to_hash(), suppress(ValueError):  # of a hash that was damaged by hand
         if check_password_hash(expected, password):
             return account
     return None
@@ -1675,6 +1693,7 @@ STATUS: Final[dict[type[TicketBossError], int]] = {
     InDoubt: 500,
     Unavailable: 503,
     Contended: 503,
+    TooManyLogins: 503,
 }
 CONTENDED: Final = "Could not {} reservation due to concurrent updates. Please retry."
 ERROR_TEXTS: Final = {
@@ -1684,7 +1703,7 @@ ERROR_TEXTS: Final = {
     429: "Too many requests from this IP, please try again later.",
     500: "TicketBoss has failed. Its log says why.",
 }
-LOGIN_RATE: Final = limits.parse("10 per minute")
+REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 JSON: Final = "application/json"
 PLAIN_TEXT: Final = (
     r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}"
@@ -1715,7 +1734,8 @@ class App(Flask):
     box_office: BoxOffice
     served: Iterator[int]  # counts the answers
     rate_limits: list[limits.RateLimitItem]  # on all routes
-    limiter: limits.strategies.FixedWindowRateLimiter
+    login_limits: list[limits.RateLimitItem]
+    limiter: Limiter
 
 
 app: Final = cast("App", current_app)
@@ -1735,7 +1755,7 @@ def marked(*marks: str) -> Callable[[View], View]:
 
 
 open_to_all: Final = marked("never limited", "no token needed")
-is_a_login: Final = marked("no token needed", "counted as login")
+is_a_login: Final = marked("no token needed")
 is_a_registration: Final = marked("no token needed", "counted as registration")
 for_admins_if_login_is_required: Final = marked("for admins if login is required")
 
@@ -1984,7 +2004,7 @@ def handle_refusal(error: TicketBossError) -> Response:
         text = CONTENDED.format("cancel" if request.method == "DELETE" else "complete")
     if isinstance(error, Unavailable):
         text += ". Nothing was changed."
-    if isinstance(error, (Contended, Unavailable, InDoubt)):
+    if isinstance(error, (Contended, Unavailable, TooManyLogins, InDoubt)):
         g.headers["Retry-After"] = "1"
     return json_response(error_body(request.path, status, text), status)
 
@@ -2172,27 +2192,130 @@ def is_loopback(host: str) -> bool:
 
 def enforce_rate_limits() -> None:
     """Count the request against its client's limits; 429 when they are used up."""
-    counted = []
     if not route_has("never limited"):
-        counted = [("", rate) for rate in app.rate_limits]
-    if request.method == "POST":
-        if route_has("counted as login"):
-            counted.append(("login", LOGIN_RATE))
-        if route_has("counted as registration"):
-            counted.append(("register", LOGIN_RATE))
-    for scope, rate in counted:
-        key = client_key()
-        allowed = app.limiter.hit(rate, scope, key)
-        window = app.limiter.get_window_stats(rate, scope, key)
+        for rate in app.rate_limits:
+            count_request(rate, "", client_key())
+    if request.method == "POST" and route_has("counted as registration"):
+        count_request(REGISTRATION_RATE, "register", client_key())
+
+
+def count_request(rate: limits.RateLimitItem, *counted: str) -> None:
+    """Count one more of something; 429 when its limit is used up."""
+    window = app.limiter.add(rate, *counted)
+    remaining = max(0, rate.amount - window.hits)
+    shown = g.headers.get("X-RateLimit-Remaining")
+    if shown is None or remaining <= int(shown):  # the limit that is reached first
         g.headers |= {
             "X-RateLimit-Limit": str(rate.amount),
-            "X-RateLimit-Remaining": str(window.remaining),
-            "X-RateLimit-Reset": str(int(window.reset_time)),
+            "X-RateLimit-Remaining": str(remaining),
+            "X-RateLimit-Reset": str(int(window.reset_at)),
         }
-        if not allowed:
-            wait_s = max(1, int(window.reset_time - time.time()))
-            g.headers["Retry-After"] = str(wait_s)
-            abort(429)
+    if window.hits > rate.amount:
+        g.headers["Retry-After"] = str(max(1, int(window.reset_at - time.time())))
+        abort(429)
+
+
+def log_in_within_limits(name: str, password: str) -> str:
+    """A token for who knows the password; LoginRequired, or 429 after many failures.
+
+    Counted before the password is looked at, so that a crowd cannot guess at once.
+    Whatever is no failure takes back its own count, and no other. Never counted for
+    an account alone: anybody could lock its owner out.
+    """
+    account = hashlib.sha256(normalize_name(name).encode()).hexdigest()[:32]
+    counts: list[tuple[limits.RateLimitItem, tuple[str, ...]]] = []
+    for rate in app.login_limits:
+        of_address = type(rate)(10 * rate.amount, rate.multiples)
+        counts.append((rate, ("login", client_key(), account)))
+        counts.append((of_address, ("login", client_key())))
+    for rate, counted in counts:
+        count_request(rate, *counted)
+    has_failed = False
+    try:
+        return app.box_office.log_in(name, password)
+    except LoginRequired:
+        has_failed = True
+        raise
+    finally:
+        if not has_failed:
+            for rate, counted in counts:
+                app.limiter.add(rate, *counted, amount=-1)
+
+
+class Window(NamedTuple):
+    """How often something was counted, and until when that counts."""
+
+    hits: int
+    reset_at: float  # Unix time
+
+
+class MemoryCounters:
+    """Counters in fixed windows, in this process.
+
+    Not those of limits: they start a thread in order to forget, and where two requests
+    meet they start it twice, which raises.
+    """
+
+    def __init__(self) -> None:
+        self._windows: dict[str, Window] = {}
+        self._prune_at = 1000
+        self._mutex = threading.Lock()
+
+    def add(self, key: str, length_s: int, amount: int) -> Window:
+        """Add to a window, to a new one if it is over or lies in the future."""
+        now = time.time()
+        with self._mutex:
+            window = self._windows.get(key)
+            if window is None or not now < window.reset_at <= now + length_s:
+                self._prune(now)
+                window = Window(0, now + length_s)
+            window = Window(max(0, window.hits + amount), window.reset_at)
+            self._windows[key] = window
+        return window
+
+    def _prune(self, now: float) -> None:
+        """Forget what is over, whenever there is twice as much as was left before."""
+        if len(self._windows) >= self._prune_at:
+            self._windows = {
+                key: window
+                for key, window in self._windows.items()
+                if window.reset_at > now
+            }
+            self._prune_at = max(1000, 2 * len(self._windows))
+
+
+class Limiter:
+    """Counts requests, in memory or in a storage that several workers share.
+
+    It never fails: while the shared storage does, this process counts by itself.
+    """
+
+    def __init__(self, storage_url: str) -> None:
+        self.storage = limits.storage.storage_from_string(
+            storage_url, wrap_exceptions=True
+        )
+        self._is_shared = not isinstance(self.storage, limits.storage.MemoryStorage)
+        self._memory = MemoryCounters()
+
+    def add(self, rate: limits.RateLimitItem, *counted: str, amount: int = 1) -> Window:
+        """Count one more, or with another amount less."""
+        key = rate.key_for(*counted)
+        if self._is_shared:
+            try:
+                return self._add_shared(key, rate.get_expiry(), amount)
+            except limits.errors.StorageError as error:
+                log.warning("--rate-storage failed, so counted here: %s", error)
+        return self._memory.add(key, rate.get_expiry(), amount)
+
+    def _add_shared(self, key: str, length_s: int, amount: int) -> Window:
+        storage: Any = self.storage
+        count = storage.incr(key, length_s, amount)
+        reset_at = storage.get_expiry(key)
+        if reset_at > time.time() + length_s + 1:  # begun when the clock was ahead
+            storage.clear(key)
+            count = storage.incr(key, length_s, amount)
+            reset_at = storage.get_expiry(key)
+        return Window(count, reset_at)
 
 
 def client_key() -> str:
@@ -2644,7 +2767,7 @@ def log_in() -> Response:
     if len(given) != 1:
         abort(400, "Send email, username or userId (one of them is required)")
     name = str(require_id(body, given[0]))
-    token = app.box_office.log_in(name, require_password(body, 1))
+    token = log_in_within_limits(name, require_password(body, 1))
     return json_response(
         {
             "token": token,
@@ -2713,7 +2836,7 @@ def log_in_by_email() -> Response:
     """{email, password} -> {token}."""
     body = json_body()
     address = require_email(body, "email")
-    token = app.box_office.log_in(address, require_password(body, 1))
+    token = log_in_within_limits(address, require_password(body, 1))
     return envelope("Login successful.", {"token": token})
 
 
@@ -3322,9 +3445,8 @@ def make_app(settings: Settings) -> App:
     app.rate_limits = []
     if settings.rate_limit:
         app.rate_limits = limits.parse_many(settings.rate_limit)
-    app.limiter = limits.strategies.FixedWindowRateLimiter(
-        limits.storage.storage_from_string(settings.rate_storage)
-    )
+    app.login_limits = limits.parse_many(settings.login_limit)
+    app.limiter = Limiter(settings.rate_storage)
     app.config.update(MAX_CONTENT_LENGTH=64 * 1024, PROPAGATE_EXCEPTIONS=False)
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
@@ -3384,7 +3506,9 @@ def settings_from(context: click.Context, *, standalone: bool = False) -> Settin
     params = dict(context.params)
     secret = os.environb.get(b"JWT_SECRET", b"")
     check_jwt_secret(secret)
-    check_rate_limit(params["rate_limit"], params["rate_storage"])
+    check_rate_limit("--rate-limit", params["rate_limit"] or "1 per day")
+    check_rate_limit("--login-limit", params["login_limit"])
+    check_rate_storage(params["rate_storage"])
     return Settings(
         think_s=params.pop("think"),
         trusted_hosts=params.pop("trusted_host"),
@@ -3406,16 +3530,20 @@ def check_jwt_secret(secret: bytes) -> None:
         raise click.ClickException(f"JWT_SECRET is of another kind: {error}") from None
 
 
-def check_rate_limit(rate_limit: str, rate_storage: str) -> None:
-    """Refuse rate limits that cannot be enforced."""
+def check_rate_limit(option: str, value: str) -> None:
+    """Refuse a rate limit that cannot be enforced."""
     try:
-        limits.parse_many(rate_limit or "1 per day")
+        limits.parse_many(value)
     except ValueError as error:
         raise click.ClickException(
-            f'--rate-limit must be like "100 per 15 minutes": {error}'
+            f'{option} must be like "100 per 15 minutes": {error}'
         ) from None
+
+
+def check_rate_storage(url: str) -> None:
+    """Refuse a storage that there is not."""
     try:
-        limits.storage.storage_from_string(rate_storage)
+        limits.storage.storage_from_string(url)
     except (ValueError, limits.errors.ConfigurationError) as error:
         raise click.ClickException(
             f"--rate-storage must be like redis://host: {error}"
@@ -3437,10 +3565,25 @@ def exit_with_message(db: str) -> Iterator[None]:
         raise click.ClickException(text) from None
 
 
+class Program(click.Group):
+    """The command line. Variables configure a server; what a command does, they don't.
+
+    So no switch of a command, such as --yes, is armed by a variable.
+    """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command whose options have no variables."""
+        for option in cmd.params:
+            if isinstance(option, click.Option):
+                option.allow_from_autoenv = False
+        super().add_command(cmd, name)
+
+
 DEFAULTS: Final = Settings()
 
 
 @click.group(
+    cls=Program,
     invoke_without_command=True,
     context_settings={"show_default": True, "auto_envvar_prefix": "TICKETBOSS"},
 )
@@ -3476,6 +3619,12 @@ DEFAULTS: Final = Settings()
     "--rate-storage",
     default=DEFAULTS.rate_storage,
     help="Shared storage for the rate limit counters.",
+)
+@click.option(
+    "--login-limit",
+    default=DEFAULTS.login_limit,
+    help="Limit for failed logins to an account from an address; ten times that for "
+    "an address.",
 )
 @click.option(
     "--trust-proxy",
