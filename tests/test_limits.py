@@ -333,6 +333,18 @@ def test_while_the_shared_storage_fails_each_server_counts_by_itself(limited, ca
     assert "--rate-storage failed" in caplog.text
 
 
+def test_the_limiter_forgets_rather_than_grow(limited, monkeypatch):
+    client, real = limited(), time.time
+    counters = client.application.limiter._memory
+    for later in range(0, 600, 120):
+        monkeypatch.setattr(time, "time", lambda later=later: real() + later)
+        for number in range(1500):
+            address = {"REMOTE_ADDR": f"10.{later // 60}.{number >> 8}.{number & 255}"}
+            assert client.get("/event", environ_base=address).status_code == 200
+    assert len(counters._windows) <= 3000
+    assert statuses(client, 4) == [200, 200, 200, 429]
+
+
 # --- A real server --------------------------------------------------------------------
 
 
