@@ -188,6 +188,15 @@ def normalize_name(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
+def login_names(account: Account) -> tuple[str, ...]:
+    """All that an account can log in with."""
+    return (
+        normalize_name(account.email),
+        normalize_name(account.username),
+        str(account.id),
+    )
+
+
 class TicketBossError(Exception):
     """Anything TicketBoss refuses. The text says why, and what to do about it."""
 
@@ -506,12 +515,21 @@ class Document(Struct, frozen=True):
         return Document(event, reservations, waiting)
 
 
-class Accounts(Value, frozen=True):
+class Accounts(Value, frozen=True, dict=True, gc=True):
     """All accounts by id as text, and the secret that signs their tokens."""
 
     version: int = 0
     secret: str = ""
     members: dict[str, Account] = {}
+
+    @functools.cached_property
+    def by_login_name(self) -> dict[str, Account]:
+        """The accounts by all that they can log in with; made once, when asked for."""
+        index: dict[str, Account] = {}
+        for account in self.members.values():
+            for name in login_names(account):
+                index.setdefault(name, account)
+        return index
 
     def check(self) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up."""
@@ -1290,15 +1308,7 @@ def owns(account: Account, reservation: Reservation) -> bool:
 
 def find_account(accounts: Accounts, name: str) -> Account | None:
     """Find the account with that e-mail, username or id."""
-    wanted = normalize_name(name)
-    for account in accounts.members.values():
-        if wanted in (
-            normalize_name(account.email),
-            normalize_name(account.username),
-            str(account.id),
-        ):
-            return account
-    return None
+    return accounts.by_login_name.get(normalize_name(name))
 
 
 def find_account_by_email(accounts: Accounts, address: str) -> Account | None:
@@ -1376,9 +1386,20 @@ def issue_token(account: Account, key: str | bytes, at: int) -> str:
         "role": account.role,
         "iat": at,
         "exp": at + TOKEN_LIFETIME_S,
-        "jti": secrets.token_hex(8),
+        "jti": token_id(account, secrets.token_hex(8)),
     }
     return jwt.encode(claims, key, "HS256")
+
+
+def token_id(account: Account, nonce: str) -> str:
+    """A token's id, which also says what its account was.
+
+    Ids of accounts are given again after a reset, or when a backup was put back. So
+    the id holds a digest of the password hash: another account, or a new password, is
+    none that the token was issued for.
+    """
+    digest = hashlib.sha256(f"{nonce} {account.password}".encode()).hexdigest()
+    return f"{nonce}-{digest[:16]}"
 
 
 def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | None:
@@ -1393,7 +1414,11 @@ def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | 
         return None
     if expires - issued > TOKEN_LIFETIME_S:
         return None
-    return accounts.members.get(claims["sub"])
+    account = accounts.members.get(claims["sub"])
+    nonce = str(claims["jti"]).partition("-")[0]
+    if account is None or claims["jti"] != token_id(account, nonce):
+        return None
+    return account
 
 
 # === 7. Box office ===========================================================
