@@ -226,11 +226,18 @@ class KeyReused(TicketBossError):
 class Stale(TicketBossError):
     """The event is at none of the versions that If-Match names."""
 
-    def __init__(self, version: int) -> None:
-        super().__init__(
-            f"The event has changed: it is at version {version}. Read it again; "
-            f'if you still want this, resend it with If-Match: "{version}".'
-        )
+    def __init__(self, version: int, named: frozenset[str]) -> None:
+        if any(re.fullmatch("0|[1-9][0-9]*", each) for each in named):
+            text = (
+                f"The event has changed: it is at version {version}. Read it again; "
+                f'if you still want this, resend it with If-Match: "{version}".'
+            )
+        else:
+            text = (
+                "If-Match names no ETag of this server: it is weak, or a proxy that "
+                f'compresses has altered it. Send the version itself: "{version}".'
+            )
+        super().__init__(text)
         self.version = version
 
 
@@ -419,7 +426,7 @@ class Document(Struct, frozen=True):
     def require_version(self, versions: frozenset[str] | None) -> None:
         """Raise Stale if the caller named versions and the event is at none of them."""
         if versions is not None and str(self.event.version) not in versions:
-            raise Stale(self.event.version)
+            raise Stale(self.event.version, versions)
 
     def changed_since(
         self, before: Document | None
@@ -3194,8 +3201,8 @@ function pane(name) {
   box.querySelector("legend").textContent = `Buyer ${name}`
   read.onclick = async () => {
     const answer = await fetch(eventPath, {cache: "no-store"})
-    seen = answer.headers.get("ETag")
     const event = await answer.json()
+    seen = `"${event.version}"`  // not from the ETag, which proxies may change
     label.textContent = answer.ok ?
       `version ${seen}: ${event.availableSeats} seats free` : event.error
     out.textContent = ""; save.disabled = !answer.ok
