@@ -121,6 +121,17 @@ class Value(
     """A value as it is stored; an unknown field is refused rather than dropped."""
 
 
+class KeyUse(Value, frozen=True):
+    """A change that came with an Idempotency-Key, so that its repeat is recognised."""
+
+    key: str  # digest of the key, and of who sent it
+    request: str  # what was asked for
+    version: NonNegative  # of the event, after the change
+
+
+MAX_KEY_USES: Final = 100  # kept for each reservation and each event
+
+
 class Event(Value, frozen=True):
     """An event, and how many of its seats are free."""
 
@@ -135,6 +146,7 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
+    key_uses: tuple[KeyUse, ...] = ()  # what opened it
     deleted: bool = (
         False  # kept as a stub, so that a new event goes on counting versions
     )
@@ -152,6 +164,7 @@ class Origin(Value, frozen=True):
     first_name: str = ""
     last_name: str = ""
     email: str = ""
+    key_uses: tuple[KeyUse, ...] = ()  # what returned seats of it
 
 
 NO_ORIGIN: Final = Origin()  # msgspec omits a field that holds this very object
@@ -271,6 +284,22 @@ class InDoubt(TicketBossError):
 # randomness and no HTTP.
 
 
+def find_key_use(
+    uses: tuple[KeyUse, ...], key: str | None, request: str
+) -> KeyUse | None:
+    """The change that was made under this key. Raises KeyReused if it was another."""
+    for use in uses:
+        if use.key != key:
+            continue
+        if use.request != request:
+            raise KeyReused(
+                "This Idempotency-Key was used for another change. Send a new key with "
+                "a new change, or repeat the first one."
+            )
+        return use
+    return None
+
+
 class Document(Struct, frozen=True):
     """An event with its reservations: the unit of optimistic concurrency.
 
@@ -354,6 +383,16 @@ class Document(Struct, frozen=True):
                 return reservation
         return None
 
+    def has_cancelled(self, names: frozenset[str], key: str | None) -> bool:
+        """Whether a user has cancelled under this key, and may have booked again."""
+        if key is None:
+            return False
+        return any(
+            reservation.origin.user in names
+            and any(use.key == key for use in reservation.origin.key_uses)
+            for reservation in self.reservations.values()
+        )
+
     def cancel(
         self, reservation_id: str, at: str, seats: int | None = None
     ) -> Document:
@@ -422,6 +461,33 @@ class Document(Struct, frozen=True):
                 "a new order, or the first body with this key."
             )
         return True
+
+    def find_return(
+        self, reservation_id: str, key: str | None, request: str
+    ) -> KeyUse | None:
+        """The earlier return of seats under the same key. Raises KeyReused."""
+        held = self.reservations.get(reservation_id)
+        return find_key_use(held.origin.key_uses, key, request) if held else None
+
+    def remember_opening(self, key: str | None, request: str) -> Document:
+        """This new document, in which a repeat of its opening is recognised."""
+        if key is None:
+            return self
+        use = KeyUse(key, request, self.event.version)
+        event = replace(self.event, key_uses=(use,))
+        return Document(event, self.reservations, self.waiting)
+
+    def remember_return(
+        self, reservation_id: str, key: str | None, request: str
+    ) -> Document:
+        """This document, in which a repeat of the change just made is recognised."""
+        if key is None:
+            return self
+        held = self.reservations[reservation_id]
+        use = KeyUse(key, request, self.event.version)
+        uses = (*held.origin.key_uses, use)[-MAX_KEY_USES:]
+        remembering = replace(held, origin=replace(held.origin, key_uses=uses))
+        return self._with(self.event, {reservation_id: remembering})
 
     def require_version(self, versions: frozenset[str] | None) -> None:
         """Raise Stale if the caller named versions and the event is at none of them."""
@@ -576,6 +642,19 @@ class Database(Struct, frozen=True):
     def events(self) -> list[Document]:
         """All events that exist, the seeded one first."""
         return [d for d in self.documents.values() if not d.event.deleted]
+
+    def find_opened(self, key: str | None, request: str) -> Event | None:
+        """The event that was opened under this key, as it was then.
+
+        Raises KeyReused.
+        """
+        if key is None:
+            return None
+        for document in self.documents.values():
+            use = find_key_use(document.event.key_uses, key, request)
+            if use is not None:
+                return replace(document.event, version=use.version)
+        return None
 
     def with_document(self, document: Document) -> Database:
         """This database with that document; the same object if it had it already."""
@@ -1438,6 +1517,7 @@ class Caller(Struct, frozen=True):
 
     account: Account | None
     if_match: frozenset[str] | None  # the versions named; None without a condition
+    key: str | None = None  # digest of the Idempotency-Key, and of who sent it
 
 
 class Outcome(Struct, frozen=True):
@@ -1448,6 +1528,7 @@ class Outcome(Struct, frozen=True):
     changed: bool  # False if there was nothing to do
     reservation: Reservation | None = None  # as the first answer shows it
     position: int = 0  # in the waiting list; 0 for who does not wait
+    first_version: int | None = None  # which a replayed change had made
 
 
 class Registration(Struct, frozen=True):
@@ -1537,18 +1618,28 @@ class BoxOffice:
         seats: int | None,
         caller: Caller,
     ) -> Outcome:
-        """Cancel all seats of a reservation, or some.
+        """Cancel all seats of a reservation, or some, once for each key.
 
-        Raises NotFound, BadSeatCount, Stale, LoginRequired or NotAllowed.
+        A repeat of a full cancel finds nothing. Raises NotFound, BadSeatCount, Stale,
+        KeyReused, LoginRequired or NotAllowed.
         """
         at = timestamp()
+        wanted = "all seats" if seats is None else f"{seats} seats"
 
         def decide(document: Document) -> Document:
-            document.require_version(caller.if_match)
             self._require_owner(document.reservations.get(reservation_id), caller)
-            return document.cancel(reservation_id, at, seats)
+            earlier = document.find_return(reservation_id, caller.key, wanted)
+            if earlier is not None and seats is not None:
+                return document
+            document.require_version(caller.if_match)
+            after = document.cancel(reservation_id, at, seats)
+            return after.remember_return(reservation_id, caller.key, wanted)
 
-        return self._change(event_id, decide)
+        outcome = self._change(event_id, decide)
+        if outcome.changed:
+            return outcome
+        earlier = outcome.document.find_return(reservation_id, caller.key, wanted)
+        return replace(outcome, first_version=cast("KeyUse", earlier).version)
 
     def cancel_booking(
         self, event_id: str, names: frozenset[str], not_found: str, caller: Caller
@@ -1562,10 +1653,11 @@ class BoxOffice:
         def decide(document: Document) -> Document:
             document.require_version(caller.if_match)
             held = document.find_booking(names)
-            if held is None:
+            if held is None or document.has_cancelled(names, caller.key):
                 raise NotFound(not_found)
             self._require_owner(held, caller)
-            return document.cancel(held.reservation_id, at)
+            after = document.cancel(held.reservation_id, at)
+            return after.remember_return(held.reservation_id, caller.key, "a ticket")
 
         outcome = self._change(event_id, decide)
         version = outcome.document.event.version
@@ -1614,10 +1706,14 @@ class BoxOffice:
     ) -> Outcome:
         """Open an event, under the first number never used if no id is given.
 
-        Raises AlreadyExists or Stale.
+        With a key that has opened it already, the event as it was then. Raises
+        AlreadyExists, KeyReused or Stale.
         """
+        wanted = what_is_opened(event, event_id)
 
         def decide(database: Database) -> Database:
+            if database.find_opened(caller.key, wanted) is not None:
+                return database
             used = database.documents
             own_id = event_id
             if own_id is None:
@@ -1625,13 +1721,17 @@ class BoxOffice:
             existing = used.get(str(own_id))
             opened = replace(event, event_id=own_id)
             (existing or Document.of(opened, {})).require_version(caller.if_match)
-            return database.with_document(Document.open(existing, opened))
+            document = Document.open(existing, opened)
+            return database.with_document(document.remember_opening(caller.key, wanted))
 
         pending = self.transactions.transact(decide)
+        if not pending.changed:
+            found = pending.database.find_opened(caller.key, wanted)
+            return replayed_opening(event, cast("Event", found), pending.attempts)
         documents = pending.database.documents
         # Without an id it is the newest, so the last.
         key = [*documents][-1] if event_id is None else str(event_id)
-        return Outcome(documents[key], pending.attempts, pending.changed)
+        return Outcome(documents[key], pending.attempts, changed=True)
 
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
@@ -1700,6 +1800,25 @@ class BoxOffice:
         pending = self.transactions.transact(decide_database)
         document = pending.database.documents[event_id or pending.database.seeded]
         return Outcome(document, pending.attempts, pending.changed)
+
+
+def replayed_opening(event: Event, found: Event, attempts: int) -> Outcome:
+    """What was answered when `event` was opened, whatever was sold since."""
+    opened = replace(
+        event,
+        event_id=found.event_id,
+        created_at=found.created_at,
+        version=found.version,
+    )
+    return Outcome(
+        Document.of(opened, {}), attempts, changed=False, first_version=found.version
+    )
+
+
+def what_is_opened(event: Event, event_id: int | str | None) -> str:
+    """A digest of what somebody asked to open."""
+    facts = [event_id, event.name, event.total_seats, event.price, event.date]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def timestamp(at: datetime | None = None) -> str:
@@ -1888,7 +2007,12 @@ def query_number(name: str) -> int | None:
 
 def caller() -> Caller:
     """Who asks, and on what condition."""
-    return Caller(g.account, g.if_match)
+    key = None
+    if g.key is not None:
+        account_id = g.account.id if g.account else 0
+        scope = msgspec.json.encode([request.blueprint, account_id, g.key])
+        key = hashlib.sha256(scope).hexdigest()[:32]
+    return Caller(g.account, g.if_match, key)
 
 
 def require_login(*, admin: bool = False) -> None:
@@ -1916,12 +2040,9 @@ def requested_reservation(
     """
     account_id = g.account.id if g.account else 0
     reservation_id = uuid.uuid4()
-    key = request.headers.get("Idempotency-Key")
-    if key is not None:
-        if not re.fullmatch("[!-~]{1,255}", key):
-            abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    if g.key is not None:
         event_id = event_id or app.box_office.database().seeded
-        scope = [request.blueprint, event_id, account_id or holder, key]
+        scope = [request.blueprint, event_id, account_id or holder, g.key]
         name = msgspec.json.encode(scope).decode()
         reservation_id = uuid.uuid5(uuid.NAMESPACE_URL, name)
         sorted_body = msgspec.json.encode(body, order="sorted")
@@ -1968,8 +2089,12 @@ def etag_response(document: Document, render: Callable[[], object]) -> Response:
 
 def set_outcome_headers(outcome: Outcome) -> None:
     """Tell the client the event's version, and how many times it was decided."""
+    version = outcome.document.event.version
+    if outcome.first_version is not None:
+        g.headers["Idempotent-Replayed"] = "true"
+        version = outcome.first_version
     g.headers["X-Attempts"] = str(outcome.attempts)
-    g.headers["ETag"] = f'"{outcome.document.event.version}"'
+    g.headers["ETag"] = f'"{version}"'
 
 
 def set_sale_headers(outcome: Outcome, event_id: str | None) -> None:
@@ -2062,6 +2187,7 @@ def before_request() -> Response | None:
     g.headers = {"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))}
     g.started_at = time.perf_counter()
     g.if_match = None
+    g.key = None
     g.account = None
     set_cors_headers(environ)
     if is_preflight(environ):
@@ -2195,6 +2321,9 @@ def check_change(environ: dict[str, Any]) -> None:
         raise request.routing_exception
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         abort(415, "Send the body as it is, without a Content-Encoding.")
+    g.key = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if g.key is not None and not re.fullmatch("[!-~]{1,255}", g.key):
+        abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     condition = environ.get("HTTP_IF_MATCH")
     if condition is not None:
         if not re.fullmatch(ETAGS, condition):
