@@ -113,8 +113,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     require_login: bool = False
     rate_limit: str = ""
     rate_storage: str = "memory://"
+    login_limit: str = "10 per minute"  # failures, for an account and an address
     trust_proxy: bool = False
     trusted_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()  # of other sites that may use this server
     quiet: bool = False
     timeout_s: float = 2.0  # how long a change waits for its turn and for the lock
     jwt_secret: bytes = b""  # empty: one is generated and kept in the database
@@ -142,6 +144,17 @@ class Value(
     """A value as it is stored; an unknown field is refused rather than dropped."""
 
 
+class KeyUse(Value, frozen=True):
+    """A change that came with an Idempotency-Key, so that its repeat is recognised."""
+
+    key: str  # digest of the key, and of who sent it
+    request: str  # what was asked for
+    version: NonNegative  # of the event, after the change
+
+
+MAX_KEY_USES: Final = 100  # kept for each reservation and each event
+
+
 class Event(Value, frozen=True):
     """An event, and how many of its seats are free."""
 
@@ -156,6 +169,7 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
+    key_uses: tuple[KeyUse, ...] = ()  # what opened it
     deleted: bool = (
         False  # kept as a stub, so that a new event goes on counting versions
     )
@@ -175,6 +189,7 @@ class Origin(Value, frozen=True):
     first_name: str = ""
     last_name: str = ""
     email: str = ""
+    key_uses: tuple[KeyUse, ...] = ()  # what returned seats of it
 
 
 NO_ORIGIN: Final = Origin()  # msgspec omits a field that holds this very object
@@ -236,6 +251,19 @@ def other_spellings(names: frozenset[str]) -> frozenset[str]:
     return frozenset(folded.union(map(normalize_text, names)))
 
 
+def login_names(account: Account) -> frozenset[str]:
+    """What an account can log in with, each with the field that it comes in."""
+    username = normalize_name(account.username)
+    return frozenset(
+        {
+            f"email {normalize_email(account.email)}",
+            f"username {username}",
+            f"userId {username}",
+            f"userId {account.id}",
+        }
+    )
+
+
 class TicketBossError(Exception):
     """Anything TicketBoss refuses. The text says why, and what to do about it."""
 
@@ -274,11 +302,18 @@ class KeyReused(TicketBossError):
 class Stale(TicketBossError):
     """The event is at none of the versions that If-Match names."""
 
-    def __init__(self, version: int) -> None:
-        super().__init__(
-            f"The event has changed: it is at version {version}. Read it again; "
-            f'if you still want this, resend it with If-Match: "{version}".'
-        )
+    def __init__(self, version: int, named: frozenset[str]) -> None:
+        if any(re.fullmatch("0|[1-9][0-9]*", each) for each in named):
+            text = (
+                f"The event has changed: it is at version {version}. Read it again; "
+                f'if you still want this, resend it with If-Match: "{version}".'
+            )
+        else:
+            text = (
+                "If-Match names no ETag of this server: it is weak, or a proxy that "
+                f'compresses has altered it. Send the version itself: "{version}".'
+            )
+        super().__init__(text)
         self.version = version
 
 
@@ -306,6 +341,10 @@ class Contended(TicketBossError):
     """The change did not get its turn in time. Nothing was changed."""
 
 
+class TooManyLogins(TicketBossError):
+    """Too many wait for the hash of a password. Nothing was changed."""
+
+
 class InDoubt(TicketBossError):
     """Written and visible, but the disk did not confirm that it survives a crash."""
 
@@ -314,6 +353,22 @@ class InDoubt(TicketBossError):
 # Who gets which seats. Pure functions from value to value, since a change may have to
 # be decided again: ids and times are arguments. Knows no files, no clock, no
 # randomness and no HTTP.
+
+
+def find_key_use(
+    uses: tuple[KeyUse, ...], key: str | None, request: str
+) -> KeyUse | None:
+    """The change that was made under this key. Raises KeyReused if it was another."""
+    for use in uses:
+        if use.key != key:
+            continue
+        if use.request != request:
+            raise KeyReused(
+                "This Idempotency-Key was used for another change. Send a new key with "
+                "a new change, or repeat the first one."
+            )
+        return use
+    return None
 
 
 class Document(Struct, frozen=True):
@@ -422,6 +477,16 @@ class Document(Struct, frozen=True):
                 similar = reservation
         return similar
 
+    def has_cancelled(self, names: frozenset[str], key: str | None) -> bool:
+        """Whether a user has cancelled under this key, and may have booked again."""
+        if key is None:
+            return False
+        return any(
+            reservation.origin.user in names
+            and any(use.key == key for use in reservation.origin.key_uses)
+            for reservation in self.reservations.values()
+        )
+
     def cancel(
         self, reservation_id: str, at: str, seats: int | None = None
     ) -> Document:
@@ -506,10 +571,37 @@ class Document(Struct, frozen=True):
             )
         return True
 
+    def find_return(
+        self, reservation_id: str, key: str | None, request: str
+    ) -> KeyUse | None:
+        """The earlier return of seats under the same key. Raises KeyReused."""
+        held = self.reservations.get(reservation_id)
+        return find_key_use(held.origin.key_uses, key, request) if held else None
+
+    def remember_opening(self, key: str | None, request: str) -> Document:
+        """This new document, in which a repeat of its opening is recognised."""
+        if key is None:
+            return self
+        use = KeyUse(key, request, self.event.version)
+        event = replace(self.event, key_uses=(use,))
+        return Document(event, self.reservations, self.waiting)
+
+    def remember_return(
+        self, reservation_id: str, key: str | None, request: str
+    ) -> Document:
+        """This document, in which a repeat of the change just made is recognised."""
+        if key is None:
+            return self
+        held = self.reservations[reservation_id]
+        use = KeyUse(key, request, self.event.version)
+        uses = (*held.origin.key_uses, use)[-MAX_KEY_USES:]
+        remembering = replace(held, origin=replace(held.origin, key_uses=uses))
+        return self._with(self.event, {reservation_id: remembering})
+
     def require_version(self, versions: frozenset[str] | None) -> None:
         """Raise Stale if the caller named versions and the event is at none of them."""
         if versions is not None and str(self.event.version) not in versions:
-            raise Stale(self.event.version)
+            raise Stale(self.event.version, versions)
 
     def changed_since(
         self, before: Document | None
@@ -605,12 +697,21 @@ class Document(Struct, frozen=True):
         return Document(event, reservations, waiting)
 
 
-class Accounts(Value, frozen=True):
+class Accounts(Value, frozen=True, dict=True, gc=True):
     """All accounts by id as text, and the secret that signs their tokens."""
 
     version: int = 0
     secret: str = ""
     members: dict[str, Account] = {}
+
+    @functools.cached_property
+    def by_login_name(self) -> dict[str, Account]:
+        """The accounts by all that they can log in with; made once, when asked for."""
+        index: dict[str, Account] = {}
+        for account in self.members.values():
+            for name in login_names(account):
+                index.setdefault(name, account)
+        return index
 
     def check(self) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up."""
@@ -661,6 +762,19 @@ class Database(Struct, frozen=True):
     def events(self) -> list[Document]:
         """All events that exist, the seeded one first."""
         return [d for d in self.documents.values() if not d.event.deleted]
+
+    def find_opened(self, key: str | None, request: str) -> Event | None:
+        """The event that was opened under this key, as it was then.
+
+        Raises KeyReused.
+        """
+        if key is None:
+            return None
+        for document in self.documents.values():
+            use = find_key_use(document.event.key_uses, key, request)
+            if use is not None:
+                return replace(document.event, version=use.version)
+        return None
 
     def with_document(self, document: Document) -> Database:
         """This database with that document; the same object if it had it already."""
@@ -1500,7 +1614,9 @@ class Transactions:
 # security code is not written at home. Knows no HTTP, and not where the key comes from.
 
 TOKEN_LIFETIME_S: Final = 3600
+CLOCK_LEEWAY_S: Final = 30  # a clock that is set right may go back a little
 HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
+HASHING_QUEUE: Final = threading.Semaphore(40)  # leaves threads to reads and sales
 DUMMY_HASH: Final = "scrypt:32768:8:1$nobodynobody0000$" + "0" * 128
 NameKind = Literal["email", "username", "userId"]  # a userId is an id or a username
 
@@ -1521,26 +1637,10 @@ def owns(account: Account, reservation: Reservation) -> bool:
     return account.role == "admin" or reservation.origin.account == account.id
 
 
-def login_names(account: Account) -> frozenset[str]:
-    """What an account can log in with, each with the field that it comes in."""
-    username = normalize_name(account.username)
-    return frozenset(
-        {
-            f"email {normalize_email(account.email)}",
-            f"username {username}",
-            f"userId {username}",
-            f"userId {account.id}",
-        }
-    )
-
-
 def find_account(accounts: Accounts, kind: NameKind, name: str) -> Account | None:
     """Find the account that has this name, of this kind."""
     normalized = normalize_email(name) if kind == "email" else normalize_name(name)
-    for account in accounts.members.values():
-        if f"{kind} {normalized}" in login_names(account):
-            return account
-    return None
+    return accounts.by_login_name.get(f"{kind} {normalized}")
 
 
 def register_account(database: Database, order: Account, secret: str) -> Database:
@@ -1580,9 +1680,21 @@ def is_valid_password(password: str, minimum: int = 8) -> bool:
     return minimum <= len(password) <= len(password.encode()) <= 1024
 
 
+@contextmanager
+def turn_to_hash() -> Iterator[None]:
+    """Wait for one's turn to hash a password. Raises TooManyLogins if many wait."""
+    if not HASHING_QUEUE.acquire(blocking=False):
+        raise TooManyLogins("Too many logins at once. Try again in a few seconds.")
+    try:
+        with HASHING:
+            yield
+    finally:
+        HASHING_QUEUE.release()
+
+
 def hash_password(password: str) -> str:
     """A scrypt hash, with its salt and cost."""
-    with HASHING:
+    with turn_to_hash():
         return generate_password_hash(password)
 
 
@@ -1592,7 +1704,7 @@ def authenticate(account: Account | None, password: str) -> Account | None:
     Returns the account, or None.
     """
     expected = account.password if account else DUMMY_HASH
-    with HASHING, suppress(ValueError):  # of a hash that was damaged by hand
+    with turn_to_hash(), suppress(ValueError):  # of a hash that was damaged by hand
         if check_password_hash(expected, password):
             return account
     return None
@@ -1605,16 +1717,27 @@ def issue_token(account: Account, key: str | bytes, at: int) -> str:
         "role": account.role,
         "iat": at,
         "exp": at + TOKEN_LIFETIME_S,
-        "jti": secrets.token_hex(8),
+        "jti": token_id(account, secrets.token_hex(8)),
     }
     return jwt.encode(claims, key, "HS256")
+
+
+def token_id(account: Account, nonce: str) -> str:
+    """A token's id, which also says what its account was.
+
+    Ids of accounts are given again after a reset, or when a backup was put back. So
+    the id holds a digest of the password hash: another account, or a new password, is
+    none that the token was issued for.
+    """
+    digest = hashlib.sha256(f"{nonce} {account.password}".encode()).hexdigest()
+    return f"{nonce}-{digest[:16]}"
 
 
 def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | None:
     """The account that a token names, as it is today; None if the token is not good."""
     options: Any = {"require": ["sub", "iat", "exp", "jti"]}
     try:
-        claims = jwt.decode(token, key, ["HS256"], options=options)
+        claims = jwt.decode(token, key, ["HS256"], options, leeway=CLOCK_LEEWAY_S)
     except (jwt.InvalidTokenError, ValueError, RecursionError):
         return None
     issued, expires = claims["iat"], claims["exp"]
@@ -1622,7 +1745,11 @@ def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | 
         return None
     if expires - issued > TOKEN_LIFETIME_S:
         return None
-    return accounts.members.get(claims["sub"])
+    account = accounts.members.get(claims["sub"])
+    nonce = str(claims["jti"]).partition("-")[0]
+    if account is None or claims["jti"] != token_id(account, nonce):
+        return None
+    return account
 
 
 # === 7. Box office ===========================================================
@@ -1635,6 +1762,7 @@ class Caller(Struct, frozen=True):
 
     account: Account | None
     if_match: frozenset[str] | None  # the versions named; None without a condition
+    key: str | None = None  # digest of the Idempotency-Key, and of who sent it
 
 
 class Outcome(Struct, frozen=True):
@@ -1645,6 +1773,7 @@ class Outcome(Struct, frozen=True):
     changed: bool  # False if there was nothing to do
     reservation: Reservation | None = None  # as the first answer shows it
     position: int = 0  # in the waiting list; 0 for who does not wait
+    first_version: int | None = None  # which a replayed change had made
 
 
 class Registration(Struct, frozen=True):
@@ -1738,18 +1867,28 @@ class BoxOffice:
         seats: int | None,
         caller: Caller,
     ) -> Outcome:
-        """Cancel all seats of a reservation, or some.
+        """Cancel all seats of a reservation, or some, once for each key.
 
-        Raises NotFound, BadSeatCount, Stale, LoginRequired or NotAllowed.
+        A repeat of a full cancel finds nothing. Raises NotFound, BadSeatCount, Stale,
+        KeyReused, LoginRequired or NotAllowed.
         """
         at = timestamp()
+        wanted = "all seats" if seats is None else f"{seats} seats"
 
         def decide(document: Document) -> Document:
-            document.require_version(caller.if_match)
             self._require_owner(document.reservations.get(reservation_id), caller)
-            return document.cancel(reservation_id, at, seats)
+            earlier = document.find_return(reservation_id, caller.key, wanted)
+            if earlier is not None and seats is not None:
+                return document
+            document.require_version(caller.if_match)
+            after = document.cancel(reservation_id, at, seats)
+            return after.remember_return(reservation_id, caller.key, wanted)
 
-        return self._change(event_id, decide)
+        outcome = self._change(event_id, decide)
+        if outcome.changed:
+            return outcome
+        earlier = outcome.document.find_return(reservation_id, caller.key, wanted)
+        return replace(outcome, first_version=cast("KeyUse", earlier).version)
 
     def cancel_booking(
         self, event_id: str, names: frozenset[str], not_found: str, caller: Caller
@@ -1764,10 +1903,11 @@ class BoxOffice:
         def decide(document: Document) -> Document:
             document.require_version(caller.if_match)
             held = document.find_booking(names, account_id)
-            if held is None:
+            if held is None or document.has_cancelled(names, caller.key):
                 raise NotFound(not_found)
             self._require_owner(held, caller)
-            return document.cancel(held.reservation_id, at)
+            after = document.cancel(held.reservation_id, at)
+            return after.remember_return(held.reservation_id, caller.key, "a ticket")
 
         outcome = self._change(event_id, decide)
         version = outcome.document.event.version
@@ -1845,10 +1985,14 @@ class BoxOffice:
     ) -> Outcome:
         """Open an event, under the first number never used if no id is given.
 
-        Raises AlreadyExists or Stale.
+        With a key that has opened it already, the event as it was then. Raises
+        AlreadyExists, KeyReused or Stale.
         """
+        wanted = what_is_opened(event, event_id)
 
         def decide(database: Database) -> Database:
+            if database.find_opened(caller.key, wanted) is not None:
+                return database
             used = database.documents
             own_id = event_id
             if own_id is None:
@@ -1860,15 +2004,19 @@ class BoxOffice:
             maker = caller.account.id if caller.account else None
             opened = replace(event, event_id=own_id, created_by=maker)
             (existing or Document.of(opened, {})).require_version(caller.if_match)
-            return database.with_document(Document.open(existing, opened))
+            document = Document.open(existing, opened)
+            return database.with_document(document.remember_opening(caller.key, wanted))
 
         pending = self.transactions.transact(decide)
+        if not pending.changed:
+            found = pending.database.find_opened(caller.key, wanted)
+            return replayed_opening(event, cast("Event", found), pending.attempts)
         documents = pending.database.documents
         # Without an id it is the newest, so the last.
         key = [*documents][-1]
         if event_id is not None:
             key = pending.database.key_of(str(event_id))
-        return Outcome(documents[key], pending.attempts, pending.changed)
+        return Outcome(documents[key], pending.attempts, changed=True)
 
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
@@ -1933,7 +2081,8 @@ class BoxOffice:
         accounts = self.database().accounts
         account = authenticate(find_account(accounts, kind, name), password)
         if account is None:
-            raise LoginRequired("Wrong name or password")
+            what = "e-mail" if kind == "email" else "name"
+            raise LoginRequired(f"Wrong {what} or password")
         return issue_token(account, self._signing_key(accounts), int(time.time()))
 
     def account_of(self, token: str) -> Account | None:
@@ -1957,6 +2106,25 @@ class BoxOffice:
         pending = self.transactions.transact(decide_database)
         document = pending.database.documents[pending.database.key_of(event_id)]
         return Outcome(document, pending.attempts, pending.changed)
+
+
+def replayed_opening(event: Event, found: Event, attempts: int) -> Outcome:
+    """What was answered when `event` was opened, whatever was sold since."""
+    opened = replace(
+        event,
+        event_id=found.event_id,
+        created_at=found.created_at,
+        version=found.version,
+    )
+    return Outcome(
+        Document.of(opened, {}), attempts, changed=False, first_version=found.version
+    )
+
+
+def what_is_opened(event: Event, event_id: int | str | None) -> str:
+    """A digest of what somebody asked to open."""
+    facts = [event_id, event.name, event.total_seats, event.price, event.date]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def timestamp(at: datetime | None = None) -> str:
@@ -1984,6 +2152,7 @@ STATUS: Final[dict[type[TicketBossError], int]] = {
     Damaged: 503,
     Unwritable: 503,
     Contended: 503,
+    TooManyLogins: 503,
 }
 CONTENDED: Final = "Could not {} reservation due to concurrent updates. Please retry."
 ERROR_TEXTS: Final = {
@@ -1993,7 +2162,7 @@ ERROR_TEXTS: Final = {
     429: "Too many requests from this IP, please try again later.",
     500: "TicketBoss has failed. Its log says why.",
 }
-LOGIN_RATE: Final = limits.parse("10 per minute")
+REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 JSON: Final = "application/json"
 PLAIN_TEXT: Final = (
     r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}$"
@@ -2007,6 +2176,15 @@ EMAIL: Final = r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s]+\.[^@\s]+$"
 MAX_SEATS: Final = 10**6
 MAX_BODY: Final = 64 * 1024
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # what every reader of JSON gets right
+ORIGIN: Final = r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+EXPOSED_HEADERS: Final = (
+    "ETag, Location, Link, X-Attempts, Retry-After, Idempotent-Replayed"
+)
+ALLOWED_METHODS: Final = "GET, HEAD, POST, PATCH, DELETE"
+ALLOWED_HEADERS: Final = (
+    "Authorization, Content-Type, If-Match, If-None-Match, Idempotency-Key, "
+    "X-Request-ID"
+)
 ETAGS: Final = r'\s*(\*|(?:W/)?"[^"]*"(?:\s*,\s*(?:W/)?"[^"]*")*)\s*'
 
 Body = dict[str, Any]
@@ -2021,7 +2199,8 @@ class App(Flask):
     box_office: BoxOffice
     served: Iterator[int]  # counts the answers
     rate_limits: list[limits.RateLimitItem]  # on all routes
-    limiter: limits.strategies.FixedWindowRateLimiter
+    login_limits: list[limits.RateLimitItem]
+    limiter: Limiter
 
 
 app: Final = cast("App", current_app)
@@ -2030,19 +2209,19 @@ app: Final = cast("App", current_app)
 # --- Rules about a route, stated at the route ---
 
 
-def marked(mark: str) -> Callable[[View], View]:
+def marked(*marks: str) -> Callable[[View], View]:
     """Mark a route for the hooks below; they see it with `route_has`."""
 
     def decorate(view: View) -> View:
-        view.__dict__.setdefault("marks", set()).add(mark)
+        view.__dict__.setdefault("marks", set()).update(marks)
         return view
 
     return decorate
 
 
-open_to_all: Final = marked("open to all")  # never limited, and tokens do not matter
-counted_as_login: Final = marked("counted as login")  # needs no token, is limited
-counted_as_registration: Final = marked("counted as registration")  # likewise
+open_to_all: Final = marked("never limited", "no token needed")
+is_a_login: Final = marked("no token needed")
+is_a_registration: Final = marked("no token needed", "counted as registration")
 for_admins_if_login_is_required: Final = marked("for admins if login is required")
 
 
@@ -2296,7 +2475,12 @@ def operation(*, login: str = "") -> Callable[[View], View]:
 
 def caller() -> Caller:
     """Who asks, and on what condition."""
-    return Caller(g.account, g.if_match)
+    key = None
+    if g.key is not None:
+        account_id = g.account.id if g.account else 0
+        scope = msgspec.json.encode([request.blueprint, account_id, g.key])
+        key = hashlib.sha256(scope).hexdigest()[:32]
+    return Caller(g.account, g.if_match, key)
 
 
 def require_login(*, admin: bool = False) -> None:
@@ -2323,12 +2507,9 @@ def requested_reservation(
     """
     account_id = g.account.id if g.account else 0
     reservation_id = uuid.uuid4()
-    key = request.headers.get("Idempotency-Key")
-    if key is not None:
-        if not re.fullmatch("[!-~]{1,255}", key):
-            abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    if g.key is not None:
         event_key = app.box_office.database().key_of(event_id)
-        scope = [request.blueprint, event_key, account_id or holder, key]
+        scope = [request.blueprint, event_key, account_id or holder, g.key]
         name = msgspec.json.encode(scope).decode()
         reservation_id = uuid.uuid5(uuid.NAMESPACE_URL, name)
         sorted_body = msgspec.json.encode(json_body(), order="sorted")
@@ -2380,8 +2561,12 @@ def is_in_etags(header: str, etag: str) -> bool:
 
 def set_outcome_headers(outcome: Outcome) -> None:
     """Tell the client the event's version, and how many times it was decided."""
+    version = outcome.document.event.version
+    if outcome.first_version is not None:
+        g.headers["Idempotent-Replayed"] = "true"
+        version = outcome.first_version
     g.headers["X-Attempts"] = str(outcome.attempts)
-    g.headers["ETag"] = f'"{outcome.document.event.version}"'
+    g.headers["ETag"] = f'"{version}"'
 
 
 def set_sale_headers(outcome: Outcome, event_id: str | None) -> None:
@@ -2448,7 +2633,7 @@ def handle_refusal(error: TicketBossError) -> Response:
         text = CONTENDED.format("cancel" if request.method == "DELETE" else "complete")
     if isinstance(error, Unavailable):
         text += ". Nothing was changed."
-    if isinstance(error, (Contended, Unavailable, InDoubt)):
+    if isinstance(error, (Contended, Unavailable, TooManyLogins, InDoubt)):
         g.headers["Retry-After"] = "1"
     return json_response(error_body(request.path, status, text), status)
 
@@ -2468,28 +2653,38 @@ def handle_http_error(error: HTTPException) -> Response:
 # --- Before and after each request ---
 
 
-def before_request() -> None:
+def before_request() -> Response | None:
     """Checks before every request: limits, host, token; for changes also the rest."""
     environ = request.environ
     g.headers = {"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))}
     g.started_at = time.perf_counter()
     g.if_match = None
+    g.key = None
     g.account = None
+    set_cors_headers(environ)
+    if is_preflight(environ):
+        return Response(status=204)
     enforce_rate_limits()  # also on what is refused below
     if not environ.get("QUERY_STRING", "").isascii():
         abort(400, "Send the query percent-encoded, as %C3%A9.")
-    # What --trust-proxy replaced is kept there: a page could send X-Forwarded-Host.
-    sent = environ.get("werkzeug.proxy_fix.orig", environ)
-    check_host(sent.get("HTTP_HOST") or "localhost")
+    check_host(environ)
     authorization = environ.get("HTTP_AUTHORIZATION")
-    if authorization is not None and not route_has("open to all"):
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() == "bearer":
-            g.account = app.box_office.account_of(token.strip())
-        if g.account is None:
-            abort(401, "Unauthorized. Invalid token.")
+    if authorization is not None and not route_has("no token needed"):
+        check_token(authorization)
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD", "OPTIONS"}:
         check_change(environ)
+    if environ.get("PATH_INFO") == "*" and environ["REQUEST_METHOD"] == "OPTIONS":
+        return Response(status=204)  # a question about the server, not about a URL
+    return None
+
+
+def check_token(authorization: str) -> None:
+    """Find the account that a token names (401); another scheme is no token."""
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        g.account = app.box_office.account_of(token.strip())
+        if g.account is None:
+            abort(401, "Unauthorized. Invalid token.")
 
 
 def request_id(given: str | None = None) -> str:
@@ -2499,12 +2694,19 @@ def request_id(given: str | None = None) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def check_host(host: str) -> None:
+def check_host(environ: dict[str, Any]) -> None:
     """Refuse names that are not ours (421), where only this machine may connect.
 
     So a page whose name was made to point here cannot read answers (DNS rebinding).
+    The Host that was sent is checked, whatever X-Forwarded-Host says.
     """
     settings = app.settings
+    if "HTTP_HOST" not in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+        abort(400, "HTTP/1.1 requires a Host header.")
+    as_sent = environ.get("werkzeug.proxy_fix.orig", environ)
+    host = as_sent.get("HTTP_HOST")
+    if host is None:
+        host = "localhost"
     if not settings.loopback or is_loopback(host):
         return
     trusted = {name.lower() for name in settings.trusted_hosts}
@@ -2517,15 +2719,83 @@ def check_host(host: str) -> None:
         )
 
 
+def set_cors_headers(environ: dict[str, Any]) -> None:
+    """Let a page of an allowed origin read the answer, and ask before it sends."""
+    origin = environ.get("HTTP_ORIGIN")
+    if origin not in app.settings.allowed_origins:
+        return
+    g.headers["Access-Control-Allow-Origin"] = origin
+    g.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+    if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+        g.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
+        g.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+        g.headers["Access-Control-Max-Age"] = "600"
+
+
+def is_preflight(environ: dict[str, Any]) -> bool:
+    """Whether a browser asks what an allowed page may send. The answer is empty."""
+    is_options = environ["REQUEST_METHOD"] == "OPTIONS"
+    return is_options and "Access-Control-Allow-Methods" in g.headers
+
+
+def check_origin(environ: dict[str, Any]) -> None:
+    """Refuse a change that a page of another site sends (403).
+
+    The browser says where a request comes from in Sec-Fetch-Site, whatever a proxy
+    does to Host. Where it says nothing, its Origin must be the host it has asked.
+    """
+    origin = environ.get("HTTP_ORIGIN")
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if origin in app.settings.allowed_origins:
+        return
+    host = environ.get("HTTP_HOST", "")
+    if site is None:
+        is_ours = origin is None or is_origin_of(origin, host)
+    else:
+        is_ours = site in {"same-origin", "none"}
+    if not is_ours:
+        abort(403, cross_origin_text(site, origin, host))
+
+
+def is_origin_of(origin: str, host: str) -> bool:
+    """Whether an Origin is that Host header, with or without its usual port.
+
+    The header itself: request.host is empty for a name with an underscore.
+    """
+    scheme, _, authority = origin.lower().partition("://")
+    usual_port = ":443" if scheme == "https" else ":80"
+    return authority != "" and authority == host.lower().removesuffix(usual_port)
+
+
+def cross_origin_text(site: str | None, origin: str | None, host: str) -> str:
+    """Both values that differ, and the options that allow it."""
+    named = "URL"
+    facts = []
+    if site is not None:
+        facts.append(f"Sec-Fetch-Site is {site[:64]!a}")
+    if origin is not None:
+        facts.append(f"Origin is {origin[:200]!a}")
+        if len(origin) <= 200 and re.fullmatch(ORIGIN, origin):
+            named = origin
+    facts.append(f"this server is {host[:200]!a}")
+    return (
+        f"Cross-origin change refused: {', '.join(facts)}. Start with --allow-origin "
+        f"{named} to allow it. If this is a page of this server, its proxy changes "
+        "Host: let it send the browser's own (nginx: proxy_set_header Host "
+        "$http_host), and start with --trusted-host."
+    )
+
+
 def check_change(environ: dict[str, Any]) -> None:
     """Checks before a change: origin, encoding, If-Match and login."""
-    if request.url_rule is None:  # 404 or 405, whatever else the request says
-        return
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and origin.partition("://")[2] != request.host:
-        abort(403, "A page of another site may not change anything here.")
+    check_origin(environ)
+    if request.routing_exception is not None:  # 404 and 405 go before conditions
+        raise request.routing_exception
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         abort(415, "Send the body as it is, without a Content-Encoding.")
+    g.key = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if g.key is not None and not re.fullmatch("[!-~]{1,255}", g.key):
+        abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     condition = environ.get("HTTP_IF_MATCH")
     if condition is not None:
         if not re.fullmatch(ETAGS, condition):
@@ -2533,9 +2803,14 @@ def check_change(environ: dict[str, Any]) -> None:
         if condition.strip() != "*":  # which always matches
             strong_etags = re.findall(r'(?:^|[\s,])"([^"]*)"', condition)
             g.if_match = frozenset(strong_etags)
-    is_login = route_has("counted as login") or route_has("counted as registration")
-    if app.settings.require_login and not is_login:
+    if app.settings.require_login and not route_has("no token needed"):
         require_login(admin=route_has("for admins if login is required"))
+
+
+def plain_host() -> str:
+    """The Host header, for what is shown; only one that a shell takes as a word."""
+    host: str = request.environ.get("HTTP_HOST", "")
+    return host if re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host) else "localhost"
 
 
 @functools.lru_cache(256)
@@ -2550,27 +2825,130 @@ def is_loopback(host: str) -> bool:
 
 def enforce_rate_limits() -> None:
     """Count the request against its client's limits; 429 when they are used up."""
-    counted = []
-    if not route_has("open to all"):
-        counted = [("", rate) for rate in app.rate_limits]
-    if request.method == "POST":
-        if route_has("counted as login"):
-            counted.append(("login", LOGIN_RATE))
-        if route_has("counted as registration"):
-            counted.append(("register", LOGIN_RATE))
-    for scope, rate in counted:
-        key = client_key()
-        allowed = app.limiter.hit(rate, scope, key)
-        window = app.limiter.get_window_stats(rate, scope, key)
+    if not route_has("never limited"):
+        for rate in app.rate_limits:
+            count_request(rate, "", client_key())
+    if request.method == "POST" and route_has("counted as registration"):
+        count_request(REGISTRATION_RATE, "register", client_key())
+
+
+def count_request(rate: limits.RateLimitItem, *counted: str) -> None:
+    """Count one more of something; 429 when its limit is used up."""
+    window = app.limiter.add(rate, *counted)
+    remaining = max(0, rate.amount - window.hits)
+    shown = g.headers.get("X-RateLimit-Remaining")
+    if shown is None or remaining <= int(shown):  # the limit that is reached first
         g.headers |= {
             "X-RateLimit-Limit": str(rate.amount),
-            "X-RateLimit-Remaining": str(window.remaining),
-            "X-RateLimit-Reset": str(int(window.reset_time)),
+            "X-RateLimit-Remaining": str(remaining),
+            "X-RateLimit-Reset": str(int(window.reset_at)),
         }
-        if not allowed:
-            wait_s = max(1, int(window.reset_time - time.time()))
-            g.headers["Retry-After"] = str(wait_s)
-            abort(429)
+    if window.hits > rate.amount:
+        g.headers["Retry-After"] = str(max(1, int(window.reset_at - time.time())))
+        abort(429)
+
+
+def log_in_within_limits(kind: NameKind, name: str, password: str) -> str:
+    """A token for who knows the password; LoginRequired, or 429 after many failures.
+
+    Counted before the password is looked at, so that a crowd cannot guess at once.
+    Whatever is no failure takes back its own count, and no other. Never counted for
+    an account alone: anybody could lock its owner out.
+    """
+    account = hashlib.sha256(normalize_name(name).encode()).hexdigest()[:32]
+    counts: list[tuple[limits.RateLimitItem, tuple[str, ...]]] = []
+    for rate in app.login_limits:
+        of_address = type(rate)(10 * rate.amount, rate.multiples)
+        counts.append((rate, ("login", client_key(), account)))
+        counts.append((of_address, ("login", client_key())))
+    for rate, counted in counts:
+        count_request(rate, *counted)
+    has_failed = False
+    try:
+        return app.box_office.log_in(kind, name, password)
+    except LoginRequired:
+        has_failed = True
+        raise
+    finally:
+        if not has_failed:
+            for rate, counted in counts:
+                app.limiter.add(rate, *counted, amount=-1)
+
+
+class Window(NamedTuple):
+    """How often something was counted, and until when that counts."""
+
+    hits: int
+    reset_at: float  # Unix time
+
+
+class MemoryCounters:
+    """Counters in fixed windows, in this process.
+
+    Not those of limits: they start a thread in order to forget, and where two requests
+    meet they start it twice, which raises.
+    """
+
+    def __init__(self) -> None:
+        self._windows: dict[str, Window] = {}
+        self._prune_at = 1000
+        self._mutex = threading.Lock()
+
+    def add(self, key: str, length_s: int, amount: int) -> Window:
+        """Add to a window, to a new one if it is over or lies in the future."""
+        now = time.time()
+        with self._mutex:
+            window = self._windows.get(key)
+            if window is None or not now < window.reset_at <= now + length_s:
+                self._prune(now)
+                window = Window(0, now + length_s)
+            window = Window(max(0, window.hits + amount), window.reset_at)
+            self._windows[key] = window
+        return window
+
+    def _prune(self, now: float) -> None:
+        """Forget what is over, whenever there is twice as much as was left before."""
+        if len(self._windows) >= self._prune_at:
+            self._windows = {
+                key: window
+                for key, window in self._windows.items()
+                if window.reset_at > now
+            }
+            self._prune_at = max(1000, 2 * len(self._windows))
+
+
+class Limiter:
+    """Counts requests, in memory or in a storage that several workers share.
+
+    It never fails: while the shared storage does, this process counts by itself.
+    """
+
+    def __init__(self, storage_url: str) -> None:
+        self.storage = limits.storage.storage_from_string(
+            storage_url, wrap_exceptions=True
+        )
+        self._is_shared = not isinstance(self.storage, limits.storage.MemoryStorage)
+        self._memory = MemoryCounters()
+
+    def add(self, rate: limits.RateLimitItem, *counted: str, amount: int = 1) -> Window:
+        """Count one more, or with another amount less."""
+        key = rate.key_for(*counted)
+        if self._is_shared:
+            try:
+                return self._add_shared(key, rate.get_expiry(), amount)
+            except limits.errors.StorageError as error:
+                log.warning("--rate-storage failed, so counted here: %s", error)
+        return self._memory.add(key, rate.get_expiry(), amount)
+
+    def _add_shared(self, key: str, length_s: int, amount: int) -> Window:
+        storage: Any = self.storage
+        count = storage.incr(key, length_s, amount)
+        reset_at = storage.get_expiry(key)
+        if reset_at > time.time() + length_s + 1:  # begun when the clock was ahead
+            storage.clear(key)
+            count = storage.incr(key, length_s, amount)
+            reset_at = storage.get_expiry(key)
+        return Window(count, reset_at)
 
 
 def client_key() -> str:
@@ -2588,6 +2966,9 @@ def client_key() -> str:
 def after_request(response: Response) -> Response:
     """Add the headers that were collected, and write a line to the log."""
     response.headers.extend(g.headers)
+    if app.settings.allowed_origins:
+        varies = [*response.headers.getlist("Vary"), "Origin"]
+        response.headers["Vary"] = ", ".join(varies)
     if not response.content_length:
         response.headers.pop("Content-Type", None)
     next(app.served)
@@ -3072,11 +3453,11 @@ class LoginBody(Fields, kw_only=True):
 
 
 @booking.post("/login")
-@counted_as_login
+@is_a_login
 @operation()
 def log_in(sent: LoginBody) -> Response:
     """{email | username | userId, password} -> {token, accessToken, ...}."""
-    token = app.box_office.log_in(*sent.kind_and_name(), sent.password)
+    token = log_in_within_limits(*sent.kind_and_name(), sent.password)
     return json_response(
         {
             "token": token,
@@ -3127,7 +3508,7 @@ class RegisterBody(Fields):
 
 
 @v1.post("/auth/register")
-@counted_as_registration
+@is_a_registration
 @operation()
 def register(sent: RegisterBody) -> Response:
     """{username, email, password} -> 201 {id, username, email}; 409 if taken."""
@@ -3187,11 +3568,11 @@ class EmailLoginBody(Fields):
 
 
 @v1.post("/auth/login")
-@counted_as_login
+@is_a_login
 @operation()
 def log_in_by_email(sent: EmailLoginBody) -> Response:
     """{email, password} -> {token}."""
-    token = app.box_office.log_in("email", sent.email, sent.password)
+    token = log_in_within_limits("email", sent.email, sent.password)
     return envelope("Login successful.", {"token": token})
 
 
@@ -3411,7 +3792,7 @@ def welcome() -> Response:
     g.headers["Vary"] = "Accept"
     if "text/html" in request.headers.get("Accept", ""):
         return page_response()
-    here = f"{request.scheme}://{request.host}"
+    here = f"{request.scheme}://{plain_host()}"
     text = WELCOME.format(here).encode()
     return bytes_response(text, "text/plain; charset=utf-8")
 
@@ -3574,8 +3955,8 @@ function pane(name) {
   box.querySelector("legend").textContent = `Buyer ${name}`
   read.onclick = async () => {
     const answer = await fetch(eventPath, {cache: "no-store"})
-    seen = answer.headers.get("ETag")
     const event = await answer.json()
+    seen = `"${event.version}"`  // not from the ETag, which proxies may change
     label.textContent = answer.ok ?
       `version ${seen}: ${event.availableSeats} seats free` : event.error
     out.textContent = ""; save.disabled = !answer.ok
@@ -4324,9 +4705,8 @@ def make_app(settings: Settings) -> App:
     app.rate_limits = []
     if settings.rate_limit:
         app.rate_limits = limits.parse_many(settings.rate_limit)
-    app.limiter = limits.strategies.FixedWindowRateLimiter(
-        limits.storage.storage_from_string(settings.rate_storage)
-    )
+    app.login_limits = limits.parse_many(settings.login_limit)
+    app.limiter = Limiter(settings.rate_storage)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, PROPAGATE_EXCEPTIONS=False)
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
@@ -4372,15 +4752,27 @@ def duration(value: object) -> float:
     return seconds
 
 
+def origin_of_site(value: str) -> str:
+    """An origin, exactly as a browser sends it: scheme://host, perhaps with a port."""
+    if not re.fullmatch(ORIGIN, value):
+        raise click.BadParameter(
+            f"{value!r} is not an origin like http://localhost:5173"
+        )
+    return value
+
+
 def settings_from(context: click.Context, *, standalone: bool = False) -> Settings:
     """The settings that the command line and the environment ask for."""
     params = dict(context.params)
     secret = os.environb.get(b"JWT_SECRET", b"")
     check_jwt_secret(secret)
-    check_rate_limit(params["rate_limit"], params["rate_storage"])
+    check_rate_limit("--rate-limit", params["rate_limit"] or "1 per day")
+    check_rate_limit("--login-limit", params["login_limit"])
+    check_rate_storage(params["rate_storage"])
     return Settings(
         think_s=params.pop("think"),
         trusted_hosts=params.pop("trusted_host"),
+        allowed_origins=params.pop("allow_origin"),
         jwt_secret=secret,
         standalone=standalone,
         **params,
@@ -4397,16 +4789,20 @@ def check_jwt_secret(secret: bytes) -> None:
         raise click.ClickException(f"JWT_SECRET is of another kind: {error}") from None
 
 
-def check_rate_limit(rate_limit: str, rate_storage: str) -> None:
-    """Refuse rate limits that cannot be enforced."""
+def check_rate_limit(option: str, value: str) -> None:
+    """Refuse a rate limit that cannot be enforced."""
     try:
-        limits.parse_many(rate_limit or "1 per day")
+        limits.parse_many(value)
     except ValueError as error:
         raise click.ClickException(
-            f'--rate-limit must be like "100 per 15 minutes": {error}'
+            f'{option} must be like "100 per 15 minutes": {error}'
         ) from None
+
+
+def check_rate_storage(url: str) -> None:
+    """Refuse a storage that there is not."""
     try:
-        limits.storage.storage_from_string(rate_storage)
+        limits.storage.storage_from_string(url)
     except (ValueError, limits.errors.ConfigurationError) as error:
         raise click.ClickException(
             f"--rate-storage must be like redis://host: {error}"
@@ -4445,6 +4841,20 @@ def exit_with_message(db: str) -> Iterator[None]:
         raise click.ClickException(f"{text}. {advice}" if advice else text) from None
 
 
+class Program(click.Group):
+    """The command line. Variables configure a server; what a command does, they don't.
+
+    So no switch of a command, such as --yes, is armed by a variable.
+    """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command whose options have no variables."""
+        for option in cmd.params:
+            if isinstance(option, click.Option):
+                option.allow_from_autoenv = False
+        super().add_command(cmd, name)
+
+
 DEFAULTS: Final = Settings()
 
 
@@ -4465,6 +4875,7 @@ class PortOption(click.Option):
 
 
 @click.group(
+    cls=Program,
     invoke_without_command=True,
     context_settings={"show_default": True, "auto_envvar_prefix": "TICKETBOSS"},
 )
@@ -4504,11 +4915,23 @@ class PortOption(click.Option):
     help="Shared storage for the rate limit counters.",
 )
 @click.option(
+    "--login-limit",
+    default=DEFAULTS.login_limit,
+    help="Limit for failed logins to an account from an address; ten times that for "
+    "an address.",
+)
+@click.option(
     "--trust-proxy",
     is_flag=True,
     help="Trust X-Forwarded-* headers. Only behind a proxy that sets them.",
 )
 @click.option("--trusted-host", multiple=True, help="Another host name to accept.")
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    type=origin_of_site,
+    help="Another site whose pages may use this server, such as http://localhost:5173.",
+)
 @click.option("--quiet", is_flag=True, help="Do not log requests.")
 @click.pass_context
 def main(context: click.Context, /, db: str, **_: object) -> None:

@@ -27,11 +27,13 @@ from werkzeug.security import generate_password_hash
 
 import ticketboss
 from ticketboss import (
+    Account,
     Settings,
     create_app,
 )
 
 PASSWORD = "correct horse battery"
+HASH = generate_password_hash(PASSWORD, "scrypt:1024:8:1")  # quicker to check
 KEY = "a key of more than thirty-two bytes, for the tests"
 NAMES = ("root", "ann", "bob")  # the accounts 1, 2 and 3; root is an admin
 SEEDED = "node-meetup-2025"
@@ -104,8 +106,8 @@ def people(tmp_path_factory):
     for name in NAMES:
         assert signed_up(client, name).status_code == 201
     file = json.loads(db.read_text())
-    for member in file["accounts"]["members"].values():  # quicker to check
-        member["password"] = generate_password_hash(PASSWORD, "scrypt:1024:8:1")
+    for member in file["accounts"]["members"].values():
+        member["password"] = HASH
     db.write_text(json.dumps(file))
     told = {
         name: client.post("/login", json={"username": name, "password": PASSWORD})
@@ -408,7 +410,8 @@ def forged(header, claims, key=KEY, digest=hashlib.sha256):
 def claimed(**more):
     """The claims of a good token for the admin, with changes; None leaves one out."""
     now = int(time.time())
-    claims = {"sub": "1", "role": "admin", "iat": now, "exp": now + 600, "jti": "x"}
+    jti = ticketboss.token_id(Account(1, "", "", HASH, "admin"), "x")
+    claims = {"sub": "1", "role": "admin", "iat": now, "exp": now + 600, "jti": jti}
     return {n: v for n, v in (claims | more).items() if v is not None}
 
 

@@ -506,8 +506,8 @@ CATALOGUE = [
         65,
         "guessing passwords",
         [
-            "test_limits.py::test_ten_logins_a_minute_are_allowed_and_the_eleventh_is_not",
-            "test_limits.py::test_the_two_ways_to_log_in_share_their_ten",
+            "test_limits.py::test_ten_failed_logins_a_minute_are_allowed_and_the_eleventh_is_not",
+            "test_login_limits.py::test_both_ways_to_log_in_share_their_failures",
         ],
     ),
     (

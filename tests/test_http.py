@@ -190,7 +190,7 @@ def test_a_bug_shows_no_traceback(make_app):
     assert answer.headers["X-Request-ID"]
 
 
-@pytest.mark.parametrize("told", ["Bearer rubbish", "Bearer", "Basic YTpi", "é"])
+@pytest.mark.parametrize("told", ["Bearer rubbish", "Bearer", "bearer é"])
 def test_a_bad_token_is_refused_in_json(shared, shared_db, told):
     for method, path in [("GET", "/event"), ("POST", "/reservations")]:
         with unchanged(shared_db):

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from limits.storage import Storage
 
+import ticketboss
 from ticketboss import (
     create_app,
 )
@@ -268,47 +269,80 @@ def test_a_server_without_client_addresses_answers(limited):
 # --- Logins ---------------------------------------------------------------------------
 
 
+WRONG = {  # in each of the two ways
+    "/login": {"username": "nobody", "password": "wrong"},
+    "/api/v1/auth/login": {"email": "nobody@example.com", "password": "wrong"},
+}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Take every password for wrong, without a hash."""
+    monkeypatch.setattr(ticketboss, "check_password_hash", lambda *_: False)
+
+
 @pytest.mark.parametrize("settings", [{}, {"rate_limit": "100 per 15 minutes"}])
-@pytest.mark.parametrize(
-    "path", ["/login", "/api/v1/auth/login", "/api/v1/auth/register"]
-)
-def test_ten_logins_a_minute_are_allowed_and_the_eleventh_is_not(
-    make_app, path, settings
+@pytest.mark.parametrize("path", WRONG)
+def test_ten_failed_logins_a_minute_are_allowed_and_the_eleventh_is_not(
+    make_app, quick, path, settings
 ):
     client = make_app(**settings).test_client()
 
-    def ask(address="192.0.2.1"):  # without a password, so that none is hashed
-        return client.post(path, json={}, environ_base={"REMOTE_ADDR": address})
+    def ask(address="192.0.2.1"):
+        origin = {"REMOTE_ADDR": address}
+        return client.post(path, json=WRONG[path], environ_base=origin)
 
-    assert [ask().status_code for _ in range(10)] == [400] * 10
+    assert [ask().status_code for _ in range(10)] == [401] * 10
     late = ask()
     assert late.status_code == 429
     assert late.get_json()["message"] == TEXT
     assert 0 < int(late.headers["Retry-After"]) <= 60
     assert late.headers["X-RateLimit-Limit"] == "10"
     assert late.headers["X-RateLimit-Remaining"] == "0"
-    assert ask("192.0.2.2").status_code == 400
+    assert ask("192.0.2.2").status_code == 401
     assert statuses(client, 5) == [200] * 5
 
 
-def test_the_two_ways_to_log_in_share_their_ten(make_app):
-    client = make_app().test_client()
-    told = [
-        client.post(path, json={}).status_code
-        for path in ("/login", "/api/v1/auth/login") * 6
-    ]
-    assert told == [400] * 10 + [429] * 2
-
-
-@pytest.mark.parametrize(
-    "path", ["/login", "/api/v1/auth/login", "/api/v1/auth/register"]
-)
-def test_asking_what_a_login_allows_is_no_login(make_app, path):
+@pytest.mark.parametrize("path", WRONG)
+def test_asking_what_a_login_allows_and_a_bad_body_are_no_logins(make_app, quick, path):
     client = make_app().test_client()
     assert [client.options(path).status_code for _ in range(15)] == [200] * 15
-    told = [client.post(path, json={}) for _ in range(11)]
-    assert [answer.status_code for answer in told] == [400] * 10 + [429]
+    assert [client.post(path, json={}).status_code for _ in range(15)] == [400] * 15
+    told = [client.post(path, json=WRONG[path]) for _ in range(11)]
+    assert [answer.status_code for answer in told] == [401] * 10 + [429]
     assert told[0].headers["X-RateLimit-Remaining"] == "9"
+
+
+class Broken(Elsewhere):
+    """Counters in a storage that cannot be reached."""
+
+    STORAGE_SCHEME = ("broken",)
+    base_exceptions = (ConnectionError,)
+
+    def __init__(self, uri, **more):
+        super().__init__(uri)
+        self.wrap_exceptions = more["wrap_exceptions"]
+
+    def incr(self, key, expiry, amount=1):
+        raise ConnectionRefusedError
+
+
+def test_while_the_shared_storage_fails_each_server_counts_by_itself(limited, caplog):
+    client = limited(rate_storage="broken://")
+    assert statuses(client, 4) == [200, 200, 200, 429]
+    assert "--rate-storage failed" in caplog.text
+
+
+def test_the_limiter_forgets_rather_than_grow(limited, monkeypatch):
+    client, real = limited(), time.time
+    counters = client.application.limiter._memory
+    for later in range(0, 600, 120):
+        monkeypatch.setattr(time, "time", lambda later=later: real() + later)
+        for number in range(1500):
+            address = {"REMOTE_ADDR": f"10.{later // 60}.{number >> 8}.{number & 255}"}
+            assert client.get("/event", environ_base=address).status_code == 200
+    assert len(counters._windows) <= 3000
+    assert statuses(client, 4) == [200, 200, 200, 429]
 
 
 # --- A real server --------------------------------------------------------------------
