@@ -1156,6 +1156,21 @@ def test_who_has_the_address_is_made_admin_and_not_who_is_called_so():
     assert members == {"1": called, "2": ticketboss.replace(owner, role="admin")}
 
 
+def test_an_account_that_changed_meanwhile_is_not_promoted():
+    seen = ticketboss.Account(1, "boss", "boss@example.com", "x", "user")
+    for other in (
+        {},
+        {"1": ticketboss.replace(seen, password="y")},
+        {"1": ticketboss.replace(seen, email="eve@example.com")},
+        {"2": ticketboss.replace(seen, id=2)},
+    ):
+        there = ticketboss.replace(
+            ticketboss.seed(5), accounts=ticketboss.Accounts(2, KEY, other)
+        )
+        with pytest.raises(ticketboss.NotFound, match="changed"):
+            ticketboss.promote_account(there, seen, "z")
+
+
 # --- The log --------------------------------------------------------------------------
 
 
