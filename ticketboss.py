@@ -465,7 +465,7 @@ class Document(Struct, frozen=True):
         """
         spellings = other_spellings(names)
         similar = None
-        for reservation in self.reservations.values():
+        for reservation in self.settled().reservations.values():  # faster than by key
             user = reservation.origin.user
             if not user or reservation.status == "cancelled":
                 continue
