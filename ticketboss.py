@@ -2330,6 +2330,8 @@ class Field(NamedTuple):
             return value
         if is_number_as_text and [*self.rules] == [int]:
             return int(value) if re.fullmatch("-?[0-9]{1,16}", value) else value
+        if self.name == "eventId":  # an old one may not be in NFC, and is found as sent
+            return value.strip()
         return normalize_text(value).strip()
 
     def refusal(self, value: object) -> str:
@@ -3267,7 +3269,7 @@ class UserBody(Fields):
         """The user's name in bookings, "id:..." or "mailto:..."."""
         if self.user_email is not None:
             return f"mailto:{normalize_email(self.user_email)}"
-        return f"id:{self.user_id}"
+        return normalize_text(f"id:{self.user_id}")
 
 
 @booking.post("/book")
