@@ -248,7 +248,8 @@ class Stale(TicketBossError):
         else:
             text = (
                 "If-Match names no ETag of this server: it is weak, or a proxy that "
-                f'compresses has altered it. Send the version itself: "{version}".'
+                "compresses has altered it. Read the event again, and send If-Match: "
+                f'"{version}".'
             )
         super().__init__(text)
         self.version = version
