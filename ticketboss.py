@@ -311,7 +311,8 @@ class Stale(TicketBossError):
         else:
             text = (
                 "If-Match names no ETag of this server: it is weak, or a proxy that "
-                f'compresses has altered it. Send the version itself: "{version}".'
+                "compresses has altered it. Read the event again, and send If-Match: "
+                f'"{version}".'
             )
         super().__init__(text)
         self.version = version
@@ -5028,6 +5029,7 @@ def audit(db: str, *, repair: bool) -> None:
         store = Store(db)
         database = store.load().database
         if repair and any(d.is_head_held_up() for d in database.events()):
+            store.open(DEFAULTS.seats, may_seed=False)
             BoxOffice(store, DEFAULTS).repair()
             before, database = database, store.load().database
             for text in served_by_repair(before, database):
