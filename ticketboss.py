@@ -118,6 +118,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     trusted_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of other sites that may use this server
     quiet: bool = False
+    unchecked: bool = False  # for a class: saves without comparing, so sales get lost
     timeout_s: float = 2.0  # how long a change waits for its turn and for the lock
     jwt_secret: bytes = b""  # empty: one is generated and kept in the database
     standalone: bool = False  # `python ticketboss.py`, not a worker of another server
@@ -1757,12 +1758,24 @@ def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | 
 # events, register, log in. Each change is one transaction. Knows no Flask and no JSON.
 
 
+class ChangeAttempt(Struct):
+    """An attempt to change an event, refused or not: what was read, what became."""
+
+    action: Literal["reserve", "cancel", "change"]
+    reservation: Reservation | None = None  # the one that it is about
+    seats: int = 0
+    event_id: str = ""
+    reads: list[int] = []  # the event's version, each time that it was decided
+    version: int = 0  # the event's, after it
+
+
 class Caller(Struct, frozen=True):
-    """Who asks, and on what condition."""
+    """Who asks, on what condition, and what they have attempted so far."""
 
     account: Account | None
     if_match: frozenset[str] | None  # the versions named; None without a condition
     key: str | None = None  # digest of the Idempotency-Key, and of who sent it
+    attempts: list[ChangeAttempt] = []
 
 
 class Outcome(Struct, frozen=True):
@@ -1849,7 +1862,8 @@ class BoxOffice:
             document.require_version(caller.if_match)
             return change(document)
 
-        outcome = self._change(event_id, decide)
+        attempt = ChangeAttempt("reserve", order, order.seats)
+        outcome = self._change(event_id, decide, caller, attempt)
         sold = outcome.document.reservations.get(order.reservation_id)
         if sold is None:
             return outcome
@@ -1874,9 +1888,13 @@ class BoxOffice:
         """
         at = timestamp()
         wanted = "all seats" if seats is None else f"{seats} seats"
+        attempt = ChangeAttempt("cancel")
 
         def decide(document: Document) -> Document:
-            self._require_owner(document.reservations.get(reservation_id), caller)
+            held = document.reservations.get(reservation_id)
+            attempt.reservation = held
+            attempt.seats = seats or (held.seats if held else 0)
+            self._require_owner(held, caller)
             earlier = document.find_return(reservation_id, caller.key, wanted)
             if earlier is not None and seats is not None:
                 return document
@@ -1884,7 +1902,7 @@ class BoxOffice:
             after = document.cancel(reservation_id, at, seats)
             return after.remember_return(reservation_id, caller.key, wanted)
 
-        outcome = self._change(event_id, decide)
+        outcome = self._change(event_id, decide, caller, attempt)
         if outcome.changed:
             return outcome
         earlier = outcome.document.find_return(reservation_id, caller.key, wanted)
@@ -1899,17 +1917,19 @@ class BoxOffice:
         """
         account_id = self._only_account(names, caller)
         at = timestamp()
+        attempt = ChangeAttempt("cancel", seats=1)
 
         def decide(document: Document) -> Document:
-            document.require_version(caller.if_match)
             held = document.find_booking(names, account_id)
+            attempt.reservation = held
+            document.require_version(caller.if_match)
             if held is None or document.has_cancelled(names, caller.key):
                 raise NotFound(not_found)
             self._require_owner(held, caller)
             after = document.cancel(held.reservation_id, at)
             return after.remember_return(held.reservation_id, caller.key, "a ticket")
 
-        outcome = self._change(event_id, decide)
+        outcome = self._change(event_id, decide, caller, attempt)
         version = outcome.document.event.version
         for cancelled in outcome.document.reservations.values():
             if cancelled.event_version_at_cancel == version:
@@ -2035,7 +2055,7 @@ class BoxOffice:
             self._require_event_owner(document, caller)
             return document.close()
 
-        return self._change(event_id, decide)
+        return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
     def repair(self) -> None:
         """Serve all who wait beside free seats; one change of each event."""
@@ -2096,15 +2116,25 @@ class BoxOffice:
         return self._jwt_secret or accounts.secret
 
     def _change(
-        self, event_id: str | None, decide: Callable[[Document], Document]
+        self,
+        event_id: str | None,
+        decide: Callable[[Document], Document],
+        caller: Caller,
+        attempt: ChangeAttempt,
     ) -> Outcome:
-        """Change one event in one transaction."""
+        """Change one event in one transaction; note what was read at each decision."""
 
         def decide_database(database: Database) -> Database:
-            return database.with_document(decide(database.document(event_id)))
+            document = database.document(event_id)
+            attempt.event_id = str(document.event.event_id)
+            attempt.version = document.event.version
+            attempt.reads.append(attempt.version)
+            return database.with_document(decide(document))
 
+        caller.attempts.append(attempt)
         pending = self.transactions.transact(decide_database)
         document = pending.database.documents[pending.database.key_of(event_id)]
+        attempt.version = document.event.version
         return Outcome(document, pending.attempts, pending.changed)
 
 
@@ -2163,6 +2193,7 @@ ERROR_TEXTS: Final = {
     500: "TicketBoss has failed. Its log says why.",
 }
 REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
+UNDECIDED: Final = {400, 401, 403, 422}  # never came to a decision about seats
 JSON: Final = "application/json"
 PLAIN_TEXT: Final = (
     r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}$"
@@ -2201,6 +2232,7 @@ class App(Flask):
     rate_limits: list[limits.RateLimitItem]  # on all routes
     login_limits: list[limits.RateLimitItem]
     limiter: Limiter
+    attempts: deque[tuple[int, PublicAttempt]]  # the last ones, with their accounts
 
 
 app: Final = cast("App", current_app)
@@ -2482,7 +2514,7 @@ def caller() -> Caller:
         account_id = g.account.id if g.account else 0
         scope = msgspec.json.encode([request.blueprint, account_id, g.key])
         key = hashlib.sha256(scope).hexdigest()[:32]
-    return Caller(g.account, g.if_match, key)
+    return Caller(g.account, g.if_match, key, g.attempts)
 
 
 def require_login(*, admin: bool = False) -> None:
@@ -2550,6 +2582,8 @@ def etag_response(document: Document, render: Callable[[], object]) -> Response:
     if app.settings.require_login:
         g.headers["Vary"] = "Authorization"
     known = request.environ.get("HTTP_IF_NONE_MATCH")
+    if app.settings.unchecked:  # there a version may be of two contents
+        known = None
     if known is not None and is_in_etags(known, etag):
         return Response(status=304)
     return json_response(render())
@@ -2663,6 +2697,7 @@ def before_request() -> Response | None:
     g.if_match = None
     g.key = None
     g.account = None
+    g.attempts = []
     set_cors_headers(environ)
     if is_preflight(environ):
         return Response(status=204)
@@ -2799,6 +2834,14 @@ def check_change(environ: dict[str, Any]) -> None:
     if g.key is not None and not re.fullmatch("[!-~]{1,255}", g.key):
         abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     condition = environ.get("HTTP_IF_MATCH")
+    if app.settings.unchecked and (
+        condition is not None or "HTTP_IDEMPOTENCY_KEY" in environ
+    ):
+        abort(
+            400,
+            "This server does not check (--unchecked). Send neither If-Match nor "
+            "Idempotency-Key.",
+        )
     if condition is not None:
         if not re.fullmatch(ETAGS, condition):
             abort(400, 'If-Match must be "<version>" in double quotes, or *.')
@@ -2971,12 +3014,52 @@ def after_request(response: Response) -> Response:
     if app.settings.allowed_origins:
         varies = [*response.headers.getlist("Vary"), "Origin"]
         response.headers["Vary"] = ", ".join(varies)
+    if app.settings.unchecked:
+        response.headers.pop("ETag", None)
+    record_attempts(response.status_code)
     if not response.content_length:
         response.headers.pop("Content-Type", None)
     next(app.served)
     if log.isEnabledFor(logging.INFO):
         log.info("%s", log_line(response))
     return response
+
+
+class PublicAttempt(Struct, frozen=True, rename="camel"):
+    """An attempt to change an event, as `/attempts` shows it."""
+
+    who: str  # the partnerId; never a name or an e-mail
+    seats: int
+    action: str
+    reservation_id: str
+    event_id: str
+    reads: list[int]
+    if_match: str
+    status: int  # HTTP's
+    version: int
+
+
+def record_attempts(status: int) -> None:
+    """Keep what this request attempted, for `/attempts`, if it came to a decision."""
+    if status in UNDECIDED:
+        return
+    account_id = g.account.id if g.account else 0
+    for attempt in g.attempts:
+        if not attempt.reads:
+            continue
+        reservation = attempt.reservation
+        public = PublicAttempt(
+            reservation.partner_id if reservation else "",
+            attempt.seats,
+            attempt.action,
+            reservation.reservation_id if reservation else "",
+            attempt.event_id,
+            attempt.reads,
+            request.headers.get("If-Match", "")[:64],
+            status,
+            attempt.version,
+        )
+        app.attempts.append((account_id, public))
 
 
 def log_line(response: Response) -> str:
@@ -3133,6 +3216,37 @@ def show_reservation(reservation_id: str, event_id: str | None = None) -> Respon
     return etag_response(
         document, lambda: public_reservations(document, [reservation])[0]
     )
+
+
+@partner.get("/attempts")
+@partner.get("/events/<event_id>/attempts")
+def list_attempts(event_id: str | None = None) -> Response:
+    """{attempts: [attempt, ...], unchecked}: the last ones at this process, by age."""
+    shown_id = str(app.box_office.database().document(event_id).event.event_id)
+    if app.settings.require_login:
+        require_login()
+    attempts = [
+        attempt
+        for account_id, attempt in app.attempts.copy()
+        if attempt.event_id == shown_id and may_see_attempts_of(account_id)
+    ]
+    response = json_response(
+        {"attempts": attempts, "unchecked": app.settings.unchecked}
+    )
+    g.headers["Cache-Control"] = "no-cache"
+    if app.settings.require_login:
+        g.headers["Vary"] = "Authorization"
+    if not app.settings.unchecked:
+        response.add_etag()
+        response.make_conditional(request)
+    return response
+
+
+def may_see_attempts_of(account_id: int) -> bool:
+    """Whether it is open to all, or the caller's own, or the caller is an admin."""
+    if not app.settings.require_login:
+        return True
+    return bool(g.account.role == "admin" or g.account.id == account_id)
 
 
 def own_reservations(reservations: Iterable[Reservation]) -> list[Reservation]:
@@ -3780,8 +3894,10 @@ def show_booking_status(event_id: str) -> Response:
 
 
 # === 12. Page ================================================================
-# The live seat map at `/`, or `/?event=<id>`: a plain client of the partner API. Two
-# panes read, choose and save under If-Match, so that the slower one gets its 412.
+# The live page at `/`, or `/?event=<id>`: a plain client of the partner API. Its hero
+# is the tape: rows are attempts, columns are versions; a ring where somebody read, a
+# disc where the save was first, a cross where it came too late. Two panes (for students
+# one: `/?name=anna`) read, and save under If-Match, so that the slower one gets a 412.
 
 
 page: Final = Blueprint("page", __name__)
@@ -4700,10 +4816,12 @@ def make_app(settings: Settings) -> App:
     """The app, with its database open. Raises Unavailable."""
     app = App(__name__, static_folder=None)
     app.settings = settings
-    app.store = Store(settings.db, settings.timeout_s)
+    store_class = UncheckedStore if settings.unchecked else Store
+    app.store = store_class(settings.db, settings.timeout_s)
     open_or_read_only(app.store, settings)
     app.box_office = BoxOffice(app.store, settings)
     app.served = itertools.count()
+    app.attempts = deque(maxlen=500)
     app.rate_limits = []
     if settings.rate_limit:
         app.rate_limits = limits.parse_many(settings.rate_limit)
@@ -4858,6 +4976,7 @@ class Program(click.Group):
 
 
 DEFAULTS: Final = Settings()
+UNCHECKED_THINK_S: Final = 2.0  # without a pause, one process saves in order
 
 
 class PortOption(click.Option):
@@ -4935,15 +5054,43 @@ class PortOption(click.Option):
     help="Another site whose pages may use this server, such as http://localhost:5173.",
 )
 @click.option("--quiet", is_flag=True, help="Do not log requests.")
+@click.option(
+    "--unchecked",
+    is_flag=True,
+    allow_from_autoenv=False,  # nobody shall lose sales because of a variable
+    help="For a class: save without comparing, in a throwaway folder. It loses sales.",
+)
 @click.pass_context
-def main(context: click.Context, /, db: str, **_: object) -> None:
+def main(context: click.Context, /, db: str, *, unchecked: bool, **_: object) -> None:
     """Sell the seats of events over HTTP, and never sell a seat twice."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escape what it cannot show
             stream.reconfigure(errors="backslashreplace")
-    if context.invoked_subcommand is None:
+    if sys.platform == "win32" and context.invoked_subcommand is None:
+        raise click.ClickException(
+            "TicketBoss needs the file locks of Linux or macOS. On Windows it runs in "
+            "WSL: `wsl --install`, then the same commands there."
+        )
+    if unchecked:
+        check_unchecked(context)
+        with tempfile.TemporaryDirectory(prefix="ticketboss-unchecked-") as folder:
+            context.params["db"] = f"{folder}/db.json"
+            context.params["think"] = context.params["think"] or UNCHECKED_THINK_S
+            serve(settings_from(context, standalone=True))
+    elif context.invoked_subcommand is None:
         with exit_with_message(db):
             serve(settings_from(context, standalone=True))
+
+
+def check_unchecked(context: click.Context) -> None:
+    """Refuse to lose the sales of a database that somebody named."""
+    if context.invoked_subcommand is not None:
+        raise click.UsageError("--unchecked is for the server alone.")
+    if context.get_parameter_source("db") != click.core.ParameterSource.DEFAULT:
+        raise click.UsageError(
+            "--unchecked loses sales, so it takes no --db (or TICKETBOSS_DB): it uses "
+            "a throwaway folder."
+        )
 
 
 def serve(settings: Settings) -> None:
@@ -4993,6 +5140,12 @@ def print_banner(app: App, urls: list[str]) -> None:
     if first_is_admin(app.settings) and not accounts.members:
         click.echo("The first account registered from this machine will be an admin.")
     event = app.box_office.database().document(None).event
+    if app.settings.unchecked:
+        warning = (
+            "NO CHECK: whoever saves last wins, and sales get lost. It pauses "
+            f"{app.settings.think_s:g} s before it saves, and keeps nothing in the end."
+        )
+        click.secho(warning, fg="red", bold=True)
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
         f"stored in {app.store.path}\n"
@@ -5000,6 +5153,8 @@ def print_banner(app: App, urls: list[str]) -> None:
         f"  curl {urls[0]}/event\n"
         f'  curl -d \'{{"partnerId":"abc-corp","seats":3}}\' {urls[0]}/reservations\n'
     )
+    if app.settings.host in {"0.0.0.0", "::", "*"}:  # noqa: S104 -- compared, not bound
+        click.echo(f"Write on the board:  {urls[0]}/?name=anna\n")
 
 
 def command_option(name: str) -> Callable[[Any], Any]:
