@@ -3941,168 +3941,264 @@ def page_response() -> Response:
     return response
 
 
-PAGE: Final = r"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>TicketBoss</title>
-<style nonce="NONCE">
-  :root { color-scheme: light dark; font: 16px/1.45 system-ui, sans-serif }
-  body { max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
-  h1, h2 { margin: 1rem 0 .3rem; line-height: 1.15 } h2 { font-size: 1.1rem }
-  canvas { width: 100%; display: block } canvas, fieldset, pre { border-radius: .5rem }
-  main, #panes { display: grid; gap: 0 1.5rem;
-    grid-template-columns: repeat(auto-fit, minmax(var(--least), 1fr)) }
-  main { --least: 17rem } #panes { --least: 13rem; gap: 0 .5rem }
-  #facts { font-size: 1.25rem; margin: .4rem 0 .8rem }
-  ul, ol { list-style: none; margin: 0; padding: 0 }
-  #partners li { display: inline-block; margin-right: 1rem }
-  #partners span { font-size: 1.3em; margin-right: .25rem }
-  fieldset { border: 1px solid GrayText; margin: .4rem 0; padding: .5rem .8rem }
-  input[type=number] { width: 4rem } input, button { font: inherit }
-  output { display: block; min-height: 3em } .no { color: light-dark(#b00020, #ff8a80) }
-  pre { white-space: pre-wrap; margin: .4rem 0; padding: .5rem;
-    background: light-dark(#eee, #222) }
-</style>
-<h1 id="name">TicketBoss</h1>
-<p id="facts" role="status">Reading the event</p>
-<canvas id="map" height="0" role="img" aria-label="Seat map"></canvas>
-<ul id="partners" aria-label="Seats by partner"></ul>
-<main>
-<section><h2>Two buyers</h2>
-  <label><input type="checkbox" id="careful" checked> send If-Match with what was read
-  </label>
-  <div id="panes"></div>
-  <h2>The same with curl</h2>
-  <pre id="curl">curl -i /event</pre><button id="copy">Copy</button></section>
-<section><h2>Last changes</h2><ol id="changes"></ol></section>
-</main>
-<template><fieldset><legend></legend>
-  <button>Read</button> <span>not read yet</span><br>
-  <label>Seats <input type="number" min="1" max="10" value="2"></label>
-  <button disabled>Save</button><output></output></fieldset></template>
-<script nonce="NONCE">
-"use strict"
+PAGE: Final = r"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>TicketBoss</title>
+<link rel="icon" href="data:,"><style nonce="NONCE">
+  :root { color-scheme: light dark; --paper: light-dark(#fff, #14171c);
+    --ink: light-dark(#16191d, #eef0f3); --thin: light-dark(#dde0e4, #343a43);
+    --good: light-dark(#00694a, #4ade9e); --bad: light-dark(#b3261e, #ff8f86);
+    --old: light-dark(#8a5300, #ffc857); background: var(--paper); color: var(--ink);
+    --bar: linear-gradient(color-mix(in srgb, currentColor 40%, var(--paper)) 0 0);
+    font: clamp(16px, min(1.3vw, 2.35vh), 56px)/1.35 system-ui, sans-serif }
+  body { margin: 0; padding: .3rem min(1.2rem, 3vw); overflow-wrap: anywhere }
+  h1, dl, dd, ol, ul, p { margin: 0; padding: 0; list-style: none }
+  h1 { font-size: 1.6rem; line-height: 1.2 } #story { width: 100% }
+  header, header > div, dl, form { display: flex; flex-wrap: wrap; gap: 0 1.6rem }
+  header > div { flex: 1 20rem; align-items: baseline; align-content: start }
+  #story, #lesson { font: 600 1.15rem/1.3 system-ui, sans-serif }
+  dt { font-size: .9rem; line-height: 1.1 } dd { font: 700 2.1rem/1.1 system-ui }
+  .good { color: var(--good) } .bad, #state { color: var(--bad) }
+  .old { color: var(--old) } [hidden] { display: none !important }
+  main { display: grid; grid-template: auto 1fr / minmax(0, 4fr) minmax(0, 3fr);
+    gap: .4rem 2rem } #said { grid-area: 1 / 1 / 3 }
+  .row { display: grid; white-space: nowrap; font-size: .92rem; line-height: 1.16rem;
+    height: 1.16rem; gap: .4rem; --name: clamp(5.2rem, 10vw, 7.4rem);
+    grid-template-columns: var(--name) 1fr clamp(6.9rem, 10vw, 7.6rem) }
+  li.row { border-top: 1px solid var(--thin) } .row > * { overflow: hidden }
+  .row > span:first-child { color: var(--ink) } fieldset { min-width: 0; margin: 0 }
+  .track { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr) }
+  .track b { display: flex; justify-content: center; align-items: center }
+  .to { background: var(--bar) 0 / 50% .3rem no-repeat; margin-left: -1px }
+  .on { background: var(--bar) 100% / 50% .3rem no-repeat; margin-right: -1px }
+  .to.on { background-size: 100% .3rem } .disc::before { background: currentColor }
+  :is(.ring, .disc)::before { content: ""; box-sizing: border-box; width: .8rem;
+    height: .8rem; border: .16rem solid; border-radius: 50%; display: inline-block }
+  .ring::before { background: var(--paper) } [type=number] { width: 3.2rem }
+  .cross::before { content: "\d7"; font: 700 1.6rem/0 system-ui; color: var(--bad) }
+  .dot { display: inline-block; width: .7em; height: .7em; margin-right: .35em;
+    border: 1px solid var(--ink) } #partners li { display: inline-block; width: 9rem }
+  #panes { display: grid; gap: .8rem; grid-template-columns: 1fr 1fr; margin: .5rem 0 }
+  input, button { font: inherit; min-width: 0 } fieldset > * { margin-bottom: .4rem }
+  button { background: var(--ink); color: var(--paper); border: 0; border-radius: .3rem;
+    padding: .2rem .8rem } button:disabled { opacity: .4 }
+  fieldset div { display: flex; gap: .5rem } fieldset div > input { flex: 1 }
+  [aria-busy=true] button { opacity: .4 } [aria-busy=false] progress { display: none }
+  output { display: block; min-height: 2.7em; font-weight: 600 }
+  pre { white-space: pre-wrap; margin: .4rem 0; padding: .4rem; font-size: .95rem;
+    border: 1px solid var(--thin); user-select: all } #map { display: grid; gap: 2px;
+    grid-template-columns: repeat(auto-fill, 1rem); font: 700 .9rem/1rem system-ui;
+    margin: .3rem 0; text-align: center } #map .new { outline: 2px solid var(--ink) }
+  #map b { background: var(--thin); height: 1rem; overflow: hidden }
+  .alone :is(.B, #next) { display: none } .alone #panes { grid-template-columns: 1fr }
+  @media (max-width: 50rem) { main { display: block } }
+</style><header><div><h1 id="name">TicketBoss</h1><p id="state" role="status">Reading
+</p><p id="story" role="status"></p></div><dl><div><dt>version<dd id="version">-</div>
+<div><dt>seats free<dd id="free">-</div><div><dt>waiting<dd id="waits">-</div><div
+id="gone" class="bad" hidden><dt>confirmed, not in the file<dd id="lost"></div></dl>
+</header><form id="login" hidden><input aria-label="E-mail or user name"
+placeholder="e-mail or name" autocomplete="username"><input aria-label="Password"
+type="password" placeholder="password" autocomplete="current-password">
+<button>Log in</button></form><main><section><p id="lesson" role="status"></p>
+<button id="next">Show me, step by step</button><div id="panes"></div><p id="who">
+Too late? <label><input type="radio" name="who" id="careful" checked> I decide again
+(If-Match)</label> <label><input type="radio" name="who" id="server"> the server does
+</label></p><pre id="curl" aria-label="The same with curl"></pre></section>
+<section id="said"><p>The last 40 attempts at this process: <span class="ring"></span>
+read, <span class="disc good"></span> saved first, <b class="cross"></b> too late</p>
+<div id="ruler" class="row" aria-hidden="true"></div><ol id="tape"></ol></section>
+<section><p id="scale">Seats</p><div id="map" role="img"></div><ul id="partners"></ul>
+</section></main><template><fieldset aria-busy="false"><div><input aria-label="Name"
+maxlength="60" placeholder="your name"> <label><input type="number" min="1" max="10"
+value="1"> seats</label></div><div><button>1 Read</button>
+<button disabled>2 Save</button> <progress aria-label="Waiting"></progress></div>
+<span></span><output></output></fieldset></template><script nonce="NONCE">
 const $ = id => document.getElementById(id)
-const id = new URLSearchParams(location.search).get("event")
-const escaped = character => "%" + character.charCodeAt(0).toString(16)  // for shells
-const base = id ? "/events/" + encodeURIComponent(id).replace(/['()*!]/g, escaped) : ""
+const fill = texts => { for (const id in texts) $(id).textContent = texts[id] }
+const make = (tag, className = "", textContent = "") =>
+  Object.assign(document.createElement(tag), {className, textContent})
+const query = new URLSearchParams(location.search), id = query.get("event")
+const base = id ? "/events/" + encodeURIComponent(id).replaceAll("'", "%27") : ""
 const eventPath = base || "/event", listPath = base + "/reservations"
-let etag = "", seats = 0, held = []
-const known = new Map()  // partners, in the order they came
-const colour = name => {  // by the golden angle, the next is never like those before
-  if (!known.has(name)) known.set(name, known.size)
-  const n = known.get(name)
-  return `hsl(${n * 137.508 % 360} 65% ${38 + n % 3 * 11}%)`
+const tapePath = base + "/attempts"
+// The eight of Okabe and Ito, told apart by those who see fewer colours.
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
+  "#f0e442", "#000000"], colours = new Map(), seats = []
+let event, attempts, held, inFile, unchecked, timer, before, token, step = 0
+async function ask(path, options = {}) {
+  if (token) options.headers = {...options.headers, Authorization: `Bearer ${token}`}
+  const answer = await fetch(path, {cache: "no-cache", ...options})
+  return [answer.status, await answer.json()]
 }
-const line = (text, mark) => {
-  const item = document.createElement("li"), dot = document.createElement("span")
-  dot.textContent = mark ? "■" : ""; dot.style.color = mark
-  item.append(dot, text)
+function entry(tag, who, text) {  // the square is hollow for who has had no seat
+  const item = make(tag, "", text), dot = make("span", "dot")
+  dot.style.background = colours.get(who) || "transparent"; item.prepend(dot)
   return item
 }
-function draw() {  // at most 1,000 squares, however many seats each then stands for
-  const each = Math.ceil(seats / 1000), count = Math.ceil(seats / each), map = $("map")
-  const columns = Math.min(count, map.clientWidth < 600 ? 25 : 50)
-  const size = map.clientWidth / columns, sharp = devicePixelRatio || 1
-  map.height = Math.ceil(count / columns) * size * sharp
-  map.width = map.clientWidth * sharp
-  const pen = map.getContext("2d"), plain = getComputedStyle(document.body).color
-  pen.scale(sharp, sharp)
-  const holders = held.flatMap(r => Array(r.seats).fill(r.partnerId))
-  for (let square = 0; square < count; square++) {
-    const taken = square * each < holders.length
-    pen.globalAlpha = taken ? 1 : .15
-    pen.fillStyle = taken ? colour(holders[square * each]) : plain
-    pen.fillRect(square % columns * size + 1, Math.floor(square / columns) * size + 1,
-      size - 2, size - 2)
-  }
+function judge(attempt) {  // on which versions it was decided, and what came of it
+  const {status, version, action, reservationId} = attempt, ok = status < 300
+  const named = /^"([0-9]+)"$/.exec(attempt.ifMatch)
+  const reads = named ? [+named[1]] : attempt.reads, won = ok && version > reads.at(-1)
+  const late = reads.filter((v, n) => v < (reads[n + 1] ?? (won ? v : version)))
+  const lost = won && action === "reserve" && inFile && !inFile.has(reservationId)
+  const text = lost ? "but gone" : won ? `is ${version} now` : ok ? "as before" :
+    status === 412 ? `${reads[0]} is old` : "refused"
+  return {...attempt, reads, won, late, lost, text}
 }
-function show(event, records) {
-  const waits = records.filter(r => r.status === "waitlisted").length
-  const sums = new Map(), most = 30
-  held = records.filter(r => r.status === "confirmed")
-  seats = event.totalSeats
-  for (const r of records) colour(r.partnerId)
+function tape(judged) {  // rows are attempts, newest first; columns the last versions
+  const rem = parseFloat(getComputedStyle(document.body).fontSize)
+  const wide = $("tape").clientWidth / rem - 16, rows = judged.slice(-40).reverse()
+  const last = Math.max(event.version, 1), least = last - Math.max(6, wide * 1.3 | 0)
+  const first = Math.max(0, least, Math.min(last - 1, ...rows.flatMap(a => a.reads)))
+  const apart = Math.ceil((`${last}`.length * .6 + .5) * (last - first + 1) / wide)
+  const track = cell => {
+    const line = make("span", "track")
+    for (let v = first; v <= last; v++) line.append(make("b", ...cell(v)))
+    return line
+  }
+  $("ruler").replaceChildren(make("b", "", "version"),
+    track(v => ["", (last - v) % apart ? "" : v]))
+  $("tape").replaceChildren(...rows.map(a => {
+    const from = a.reads[0], to = a.won ? a.version : (a.late.at(-1) ?? from - 1) + 1
+    const good = a.won && !a.lost, row = make("li", `row ${good ? "good" : "bad"}`)
+    const mark = v => v === from ? "ring" : v === to && good ? "disc" :
+      v === to && a.lost || a.late.includes(v - 1) ? "cross" : ""
+    const line = track(v => [`${mark(v)} ${v > from && v <= to ? "to" : ""} ` +
+      (v >= from && v < to ? "on" : "")])
+    const number = (a.action === "cancel" ? "-" : "") + (a.seats || "")
+    line.ariaLabel = `read ${a.reads.join(", ")}; too late ${a.late.length} times`
+    line.role = "img"
+    row.append(entry(a.lost ? "s" : "span", a.who, `${a.who || a.action} ${number}`),
+      line, make("span", "", `${a.status}: ${a.text}`))
+    return row
+  }))
+}
+function map(next = 0) {  // at most 600 squares; each may stand for several seats
+  const total = event.totalSeats, records = new Map(held.map(r => [r.reservationId, r]))
+  const each = 10 ** Math.max(0, Math.ceil(Math.log10(total / 600)))
+  const left = new Map(held.map(r => [r.reservationId, r.seats]))
+  const take = key => left.get(key) > 0 && left.set(key, left.get(key) - 1)
+  seats.forEach((key, n) => take(key) || delete seats[n])  // others keep their place
+  for (const key of left.keys()) for (; left.get(key); next++)
+    if (!(next in seats)) take(seats[next] = key)
+  $("map").replaceChildren(...Array.from({length: Math.ceil(total / each)}, (_, n) => {
+    const r = records.get(seats.slice(n * each, n * each + each).find(key => key ?? 0))
+    if (!r) return make("b")
+    const paint = colours.get(r.partnerId) || "#aaaaaa"
+    const square = make("b", r.eventVersionAtReservation === event.version ? "new" : "",
+      [...r.partnerId.toUpperCase()][0] || "?")
+    square.style = `background: ${paint}; color: ${paint < "#0080" ? "#fff" : "#000"}`
+    return square
+  }))
+  $("map").ariaLabel = `${total - event.availableSeats} of ${total} seats are taken`
+  fill({scale: each > 1 ? `Seats: a square stands for ${each}` : "Seats"})
+}
+function show() {
+  const judged = attempts.map(judge), won = judged.filter(a => a.won).length
+  const late = judged.flatMap(a => a.late).length, sums = new Map()
+  const lost = judged.filter(a => a.lost).length, {name, version} = event
+  const story = `${won} confirmed, ${late} too late, ${lost || "none"} lost`
+  fill({name: document.title = name, version, lost, free: event.availableSeats, story})
+  $("gone").hidden = !($("who").hidden = $("next").hidden = unchecked)
   for (const r of held) sums.set(r.partnerId, (sums.get(r.partnerId) || 0) + r.seats)
-  $("name").textContent = document.title = event.name
-  $("facts").textContent = `${event.availableSeats} of ${seats} seats free · ` +
-    `version ${event.version} · ${waits} waiting`
-  $("map").setAttribute("aria-label", `${seats - event.availableSeats} of ${seats} ` +
-    "seats are taken; the list below says by whom")
-  const ranked = [...sums].sort((a, b) => b[1] - a[1])
-  const rest = ranked.slice(most).reduce((n, partner) => n + partner[1], 0)
-  $("partners").replaceChildren(...ranked.slice(0, most).map(([name, n]) =>
-    line(`${name || "(no name)"} ${n}`, colour(name))),
-    ...rest ? [line(`${ranked.length - most} others ${rest}`)] : [])
-  const changes = records.flatMap(r => [[r.eventVersionAtReservation,
-    r.status === "waitlisted" ? "waits for" : "reserved", r],
-    [r.eventVersionAtCancel, "cancelled", r]]).filter(c => c[0])
-  $("changes").replaceChildren(...changes.sort((a, b) => b[0] - a[0]).slice(0, 15)
-    .map(([v, did, r]) => line(`${v}: ${r.partnerId} ${did} ` +
-      (did === "reserved" ? r.seats + (r.seatsReturned || 0) : r.seats))))
-  draw()
+  $("partners").replaceChildren(...[...sums].sort((a, b) => b[1] - a[1]).map(
+    ([who, n]) => entry("li", who, `${who || "(no name)"} ${n}`)))
+  A.compare(); B.compare(); tape(judged); map()
 }
-let timer = 0
+async function look() {
+  const [status, now] = await ask(eventPath), [may, told] = await ask(tapePath)
+  if (status === 401) token = ""
+  $("login").hidden = status !== 401 && may !== 401
+  if (status !== 200) throw Error(now.error)
+  unchecked = told.unchecked === true
+  fill({state: unchecked ? "No check: who saves last wins. None of it is kept." :
+    may === 401 ? "Log in to see who saved." : ""})
+  const changed = JSON.stringify([now, told, token])
+  if (changed === before) return
+  const [given, list] = await ask(listPath), records = given === 200 ? list : []
+  inFile = given === 200 && new Set(records.map(r => r.reservationId))
+  colours.clear()
+  for (const {partnerId: who} of records)
+    if (!colours.has(who)) colours.set(who, COLOURS[colours.size % 8])
+  held = records.filter(r => r.status === "confirmed")
+  const others = held.reduce((n, r) => n - r.seats, now.totalSeats - now.availableSeats)
+  if (others > 0) held.push({reservationId: "-", partnerId: "(hidden)", seats: others})
+  fill({waits: records.filter(r => r.status === "waitlisted").length})
+  event = now; attempts = told.attempts || []; before = changed; show()
+}
 async function live() {  // one reading at a time, none while nobody looks
-  clearTimeout(timer)
-  if (document.hidden) return
-  try {
-    const answer = await fetch(eventPath, {cache: "no-store",
-      headers: etag ? {"If-None-Match": etag} : {}})
-    if (answer.status !== 304) {
-      const event = await answer.json()
-      if (!answer.ok) throw Error(event.error)
-      const list = await fetch(listPath, {cache: "no-store"})
-      if (!list.ok && list.status !== 401) throw Error((await list.json()).error)
-      const taken = [{partnerId: "(not shown)", status: "confirmed",  // 401
-        seats: event.totalSeats - event.availableSeats}]
-      show(event, list.ok ? await list.json() : taken)
-      etag = answer.headers.get("ETag")
-    }
-  } catch (error) { etag = ""; $("facts").textContent = error.message }
-  clearTimeout(timer)
-  timer = setTimeout(live, 700)
+  clearTimeout(timer); if (document.hidden) return
+  await look().catch(({name, message}) => fill({state: (name === "Error" ? message :
+    "The server does not answer.") + (event ? " What you see is old." : "")}))
+  clearTimeout(timer); timer = setTimeout(live, 500)
 }
-function pane(name) {
+const curl = (path, more = "") =>
+  fill({curl: `curl -i ${more}'${location.origin}${path}'`})
+function pane(letter, usual, seen = null) {
   const box = document.querySelector("template").content.cloneNode(true).firstChild
-  const [read, save] = box.querySelectorAll("button"), out = box.querySelector("output")
-  const label = box.querySelector("span"), wanted = box.querySelector("input")
-  let seen = ""
-  box.querySelector("legend").textContent = `Buyer ${name}`
-  read.onclick = async () => {
-    const answer = await fetch(eventPath, {cache: "no-store"})
-    const event = await answer.json()
-    seen = `"${event.version}"`  // not from the ETag, which proxies may change
-    label.textContent = answer.ok ?
-      `version ${seen}: ${event.availableSeats} seats free` : event.error
-    out.textContent = ""; save.disabled = !answer.ok
-    $("curl").textContent = `curl -i ${location.origin}${eventPath}`
+  const [name, wanted, read, save] = box.querySelectorAll("input, button")
+  const [label, out] = box.querySelectorAll("span, output")
+  const tell = (textContent, className) => Object.assign(out, {textContent, className})
+  const compare = () => {
+    const old = seen !== null && event && event.version !== seen
+    label.className = old ? "old" : ""
+    label.textContent = seen === null ? "nothing read yet" :
+      `you hold ${seen}` + (old ? `, it is ${event.version} now` : "")
   }
-  save.onclick = async () => {
-    const body = JSON.stringify({partnerId: `buyer-${name}`, seats: +wanted.value})
-    const careful = $("careful").checked, headers = careful ? {"If-Match": seen} : {}
-    $("curl").textContent = "curl -i " + (careful ? `-H 'If-Match: ${seen}' ` : "") +
-      `-d '${body}' ${location.origin}${listPath}`
-    const answer = await fetch(listPath, {method: "POST", body, headers})
-    const told = await answer.json()
-    out.className = answer.ok ? "" : "no"
-    const attempts = answer.headers.get("X-Attempts")
-    out.textContent = answer.status + (attempts ? ` (X-Attempts: ${attempts}): ` : ": ")
-      + (told.error || told.status)
-    live()
+  const locked = work => async () => {  // a second press while it waits does nothing
+    if (box.ariaBusy === "true") return; box.ariaBusy = true
+    await work().catch(() => tell("No answer: saved or not? Look at the tape.", "bad"))
+    box.ariaBusy = false; compare(); await live()
   }
-  $("panes").append(box)
+  read.onclick = locked(async () => {
+    curl(eventPath); const [status, told] = await ask(eventPath)
+    seen = told.version ?? null; save.disabled = status !== 200
+    tell(told.error || "", "bad")
+  })
+  save.onclick = locked(async () => {
+    const body = JSON.stringify({partnerId: name.value, seats: +wanted.value})
+    const key = crypto.getRandomValues(new Uint32Array(4)).join("-")  // for each press
+    const headers = unchecked ? {} : {"Idempotency-Key": key}
+    const match = $("careful").checked && !unchecked ? `"${seen}"` : ""
+    if (match) headers["If-Match"] = match
+    tell("", ""); curl(listPath, (match && `-H 'If-Match: ${match}' `) +
+      `-d '${body.replaceAll("'", "\\u0027")}' `)
+    const [status, told] = await ask(listPath, {method: "POST", headers, body})
+    if (status < 300) tell(`✓ ${status} ${told.status}`, "good")
+    else tell(`\xd7 ${status}: ` + (status === 412 ?
+      `you read ${seen}, it has changed. Read again.` : told.error), "bad")
+  })
+  name.value = usual; box.className = letter; box.ariaLabel = `Buyer ${letter}`
+  compare(); $("panes").append(box)
+  return {name, read: read.onclick, save: save.onclick, compare}
 }
-pane("A"); pane("B")
-$("copy").onclick = () => navigator.clipboard.writeText($("curl").textContent)
-$("curl").textContent = `curl -i ${location.origin}${eventPath}`
-addEventListener("visibilitychange", live)
-addEventListener("resize", draw)
-matchMedia("(prefers-color-scheme: dark)").onchange = draw
-live()
-</script>
+const alone = query.has("name") || matchMedia("(max-width: 50rem)").matches
+document.body.classList.toggle("alone", alone)
+const A = pane("A", query.get("name") || (alone ? "" : "anna")), B = pane("B", "ben")
+const STEPS = [["", () => 0, "Show me, step by step"],
+  ["{A} reads. How many seats are free, and in which version?", A.read],
+  ["{B} reads, too. Which version will it be?", B.read],
+  ["{A} saves. What becomes of the version?", A.save],
+  ["{B} saves, but holds the old version. What will the server say?", B.save],
+  ["Too late: nothing was sold, nothing was lost. So {B} reads again.", B.read],
+  ["{B} decides again, on what is true now.", B.save],
+  ["Both have their seats, and nobody waited for a lock.", () => 0, "End"]]
+$("next").onclick = async ({target}) => {
+  if (target.ariaBusy === "true") return
+  target.ariaBusy = $("careful").checked = true; await STEPS[step][1]()
+  const [text, , next = "Do it"] = STEPS[step = (step + 1) % STEPS.length]
+  fill({lesson: text.replace("{A}", A.name.value).replace("{B}", B.name.value), next})
+  target.ariaBusy = false
+}
+$("login").onsubmit = async submitted => {
+  submitted.preventDefault()
+  const [{value: who}, {value: password}] = submitted.target
+  const body = {password, [who.includes("@") ? "email" : "username"]: who}
+  const [, told] = await ask("/login", {method: "POST", body: JSON.stringify(body)})
+  token = told.token; await live()
+  if (!token) fill({state: told.error})
+}
+addEventListener("resize", () => event && show())
+addEventListener("visibilitychange", live); curl(eventPath); live()</script>
 """
 
 
