@@ -57,7 +57,7 @@ import time
 import unicodedata
 import uuid
 from collections import ChainMap, Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -4203,22 +4203,19 @@ addEventListener("visibilitychange", live); curl(eventPath); live()</script>
 
 
 # === 13. Race ================================================================
-# The classroom: buyers in processes of their own, on a throwaway file, with no check at
-# all, with a lock, and optimistic. What it teaches is computed from what was measured.
+# The classroom in the terminal: buyers in processes of their own, on a throwaway file,
+# without a check, with a lock, and optimistic. What it says is computed from what was
+# measured, and the bars show what was kept, not what was confirmed.
 
-STRATEGIES: Final = ("none", "lock", "optimistic")
-CELLS: Final = "{:10}{:>6}{:>9}{:>6}{:>10}{:>11}{:>9}{:>8} {}"
-HEAD: Final = (
-    "strategy",
-    "told",
-    "in file",
-    "lost",
-    "oversold",
-    "conflicts",
-    "sales/s",
-    "p95 ms",
-    "",
-)
+STRATEGIES: Final = {
+    "none": "read, think, save. Nobody asks whether it has changed.",
+    "lock": "lock, read, think, save, unlock. All others wait.",
+    "optimistic": "read, think, save if nobody has saved since; otherwise, again.",
+}
+ROUNDS: Final = 3  # of each case; the one with the median rate is shown
+BAR_LENGTH: Final = 10
+ROW: Final = "{:11}{:>9}{:>7}{:>6}{:>8}  {:10} {}"
+CLOSE: Final = 1.3  # below this ratio, another run may say the opposite
 
 
 class UncheckedStore(Store):
@@ -4232,12 +4229,13 @@ class UncheckedStore(Store):
 
 
 class Attempt(NamedTuple):
-    """One request of one buyer: what they read, were told, and when."""
+    """One order of one buyer: what they read, whether it was confirmed, and when."""
 
     buyer: int
     event_id: str
     told: bool  # that they have a seat
     read_version: int
+    seats_left: int  # when it was read
     read_at: float
     done_at: float
     took_s: float
@@ -4245,173 +4243,335 @@ class Attempt(NamedTuple):
     reservation_id: str
 
 
+class RaceSizes(NamedTuple):
+    """How many take part in a race."""
+
+    clients: int
+    requests: int
+    seats: int
+
+
+class Case(NamedTuple):
+    """What is raced."""
+
+    strategy: str
+    events: int
+    think_s: float
+
+
+class Result(Struct, frozen=True):
+    """What one round came to; its fields are the keys of `race --json`."""
+
+    strategy: str
+    events: int
+    think_ms: int
+    told: int  # confirmed
+    kept: int  # in the file
+    lost: int
+    oversold: int
+    conflicts: int
+    rate: int  # kept, in a second
+    p95_ms: int
+
+
+class Round(NamedTuple):
+    """A round, with what was recorded of it."""
+
+    result: Result
+    history: list[Attempt]
+    kept: set[str]  # the ids of the reservations in the file
+
+
+Rounds = dict[Case, list[Round]]  # of each case, in the order of the table
+
+
 def buyer_process(
     path: str, strategy: str, buyer: int, events: list[str], think_s: float
 ) -> list[Attempt]:
     """Ask for a seat of each of these events, one after the other, as one process."""
-    store, tries = (UncheckedStore if strategy == "none" else Store)(path, 30), []
+    store_class = UncheckedStore if strategy == "none" else Store
+    store = store_class(path, 30)
+    attempts = []
     for event_id in events:
         order = Reservation(str(uuid.uuid4()), f"buyer-{buyer}", 1, "waitlisted")
-        began, asked, told = time.monotonic(), 0, False
+        began = time.monotonic()
+        tries = 0
+        told = False
         while not told:
-            asked += 1
+            tries += 1
             with store.lock() if strategy == "lock" else nullcontext():
-                seen, read_at = store.load(), time.monotonic()
+                seen = store.load()
+                read_at = time.monotonic()
                 document = seen.database.document(event_id)
                 if document.event.available_seats == 0:
                     break
                 time.sleep(think_s)
                 wanted = seen.database.with_document(document.reserve(order))
                 told = store.swap(seen, wanted)
-        done = time.monotonic()
-        tries.append(
+        done_at = time.monotonic()
+        attempts.append(
             Attempt(
                 buyer,
                 event_id,
                 told,
                 document.event.version,
+                document.event.available_seats,
                 read_at,
-                done,
-                done - began,
-                asked - 1,
+                done_at,
+                done_at - began,
+                tries - 1,
                 order.reservation_id,
             )
         )
-    return tries
+    return attempts
 
 
-def run_race(
-    strategy: str, sizes: dict[str, int], count: int, think_s: float
-) -> tuple[dict[str, Any], list[Attempt], set[str]]:
-    """Race once: the row of the table, the history, and what is in the file."""
-    clients, seats = sizes["clients"], sizes["seats"] // count
-    ids = [f"event-{n}" for n in range(count)]
+def run_race(sizes: RaceSizes, case: Case) -> Round:
+    """Race once. Raises OSError where processes or files cannot be made."""
+    strategy, events, think_s = case
+    event_ids = [f"event-{n}" for n in range(events)]
+    seats = sizes.seats // events
     with tempfile.TemporaryDirectory() as folder:
-        store = _throwaway(folder, ids, seats)
+        store = _throwaway(folder, event_ids, seats)
         plans = [
             (
                 store.path,
                 strategy,
-                n,
-                [ids[i % count] for i in range(n, sizes["requests"], clients)],
+                buyer,
+                [
+                    event_ids[order % events]
+                    for order in range(buyer, sizes.requests, sizes.clients)
+                ],
                 think_s,
             )
-            for n in range(clients)
+            for buyer in range(sizes.clients)
         ]
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for one
-        fork = multiprocessing.get_context("fork")
-        ready = fork.Barrier(clients + 1)
-        with fork.Pool(clients, ready.wait) as pool:
-            signal.signal(signal.SIGINT, before)
-            ready.wait()  # nobody has a start on the others
-            began = time.monotonic()
-            history = [
-                each
-                for tries in pool.starmap(buyer_process, plans, 1)
-                for each in tries
-            ]
-            took_s = time.monotonic() - began
-        kept = {key for d in store.load().database.events() for key in d.reservations}
-    sold = [each for each in history if each.told]
-    slow = (
-        sorted(each.took_s for each in sold)[int(len(sold) * 0.95) - 1] if sold else 0
+        history, took_s = _run_buyers(plans)
+        documents = store.load().database.events()
+    kept = {key for document in documents for key in document.reservations}
+    waits = sorted(attempt.took_s for attempt in history if attempt.told)
+    p95_s = waits[int(len(waits) * 0.95) - 1] if waits else 0
+    result = Result(
+        strategy=strategy,
+        events=events,
+        think_ms=round(think_s * 1e3),
+        told=len(waits),
+        kept=len(kept),
+        lost=len(waits) - len(kept),
+        oversold=max(0, len(waits) - seats * events),
+        conflicts=sum(attempt.conflicts for attempt in history),
+        rate=round(len(kept) / took_s),
+        p95_ms=round(p95_s * 1e3),
     )
-    return (
-        {
-            "strategy": strategy,
-            "events": count,
-            "think_ms": round(think_s * 1e3),
-            "told": len(sold),
-            "kept": len(kept),
-            "lost": len(sold) - len(kept),
-            "oversold": max(0, len(sold) - seats * count),
-            "conflicts": sum(each.conflicts for each in history),
-            "rate": round(len(sold) / took_s),
-            "p95_ms": round(slow * 1e3),
-        },
-        history,
-        kept,
-    )
+    return Round(result, history, kept)
 
 
-def _throwaway(folder: str, ids: list[str], seats: int) -> Store:
+def _throwaway(folder: str, event_ids: list[str], seats: int) -> Store:
     store = Store(f"{folder}/db.json")
     store.open(seats)
     seen = store.load()
     wanted = seen.database
-    for key in ids:
-        wanted = wanted.with_document(
-            Document.open(None, Event(key, key, seats, seats, 0))
-        )
+    for key in event_ids:
+        event = Event(key, key, seats, seats, 0)
+        wanted = wanted.with_document(Document.open(None, event))
     store.swap(seen, wanted)
     return store
 
 
+def _run_buyers(plans: list[tuple[Any, ...]]) -> tuple[list[Attempt], float]:
+    """Run a process for each plan, all at once: what they did, and how long it took."""
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Barrier(len(plans) + 1)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process
+    try:
+        pool = fork.Pool(len(plans), ready.wait)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pool:
+        ready.wait()  # nobody has a start on the others
+        began = time.monotonic()
+        attempts = pool.starmap(buyer_process, plans, 1)
+        took_s = time.monotonic() - began
+    return list(itertools.chain.from_iterable(attempts)), took_s
+
+
+def run_rounds(sizes: RaceSizes, rounds: Rounds) -> None:
+    """Race all cases; add the rounds as they end, and print a dot for each.
+
+    The strategies of a group take turns, so that what else the machine does hits all.
+    """
+    for (events, think_s), group in itertools.groupby(rounds, lambda case: case[1:]):
+        cases = [*group]
+        click.echo(f"... {_case(events, round(think_s * 1e3))}: ", nl=False, err=True)
+        for _ in range(ROUNDS):
+            for case in cases:
+                rounds[case].append(run_race(sizes, case))
+                click.echo(".", nl=False, err=True)
+        click.echo(err=True)
+
+
+def shown_result(rounds: list[Round]) -> Result:
+    """The one with the median rate; but one that lost sales, if it should not."""
+    results = [each.result for each in rounds]
+    by_rate = sorted(results, key=lambda result: result.rate)
+    for result in by_rate:
+        if result.strategy != "none" and (result.lost or result.oversold):
+            return result
+    return by_rate[len(by_rate) // 2]
+
+
+def estimated_s(sizes: RaceSizes, cases: Iterable[Case]) -> float:
+    """How long these races take, roughly: sales wait for each other in each event."""
+    total_s = 0.0
+    for strategy, events, think_s in cases:
+        if strategy == "none":
+            total_s += sizes.requests / sizes.clients * (think_s + 0.01)
+        elif strategy == "lock":  # there is one lock for all events
+            total_s += min(sizes.seats, sizes.requests) * (think_s + 0.003)
+        else:
+            total_s += min(sizes.seats, sizes.requests) / events * (think_s + 0.006)
+        total_s += 0.3  # to start the processes
+    return total_s * ROUNDS
+
+
 def lost_update_example(history: list[Attempt], kept: set[str]) -> list[str]:
-    """The smallest interleaving that lost a sale: two who read the same version."""
-    sold = sorted(
-        (each for each in history if each.told),
+    """The shortest interleaving that lost a sale: two buyers read the same version."""
+    told = sorted(
+        (attempt for attempt in history if attempt.told),
         key=lambda each: (each.event_id, each.read_version, each.done_at),
     )
-    for one, other in itertools.pairwise(sold):
+    for lost, later in itertools.pairwise(told):
         if (
-            (one.event_id, one.read_version) == (other.event_id, other.read_version)
-            and other.read_at < one.done_at
-            and one.reservation_id not in kept
+            (lost.event_id, lost.read_version) == (later.event_id, later.read_version)
+            and later.read_at < lost.done_at
+            and lost.reservation_id not in kept
         ):
-            steps = [
-                (at, each is one, what)
-                for each in (one, other)
-                for at, what in (
-                    (each.read_at, f"reads version {each.read_version}"),
-                    (
-                        each.done_at,
-                        f"writes version {each.read_version + 1}: confirmed",
-                    ),
-                )
-            ]
-            return [
-                f"buyer {one.buyer:<34}buyer {other.buyer}",
-                *(
-                    what if left else f"{'':40}{what}"
-                    for _, left, what in sorted(steps)
-                ),
-                f"buyer {one.buyer}'s sale is not in the file any more",
-                "",
-            ]
+            return _interleaving(lost, later)
     return []
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> str:
-    """The rows in 80 columns, with bars as long as their rates."""
-    lines = ["", title, CELLS.format(*HEAD).rstrip()]
-    for row in rows:
-        bar = "█" * round(10 * row["rate"] / max(each["rate"] or 1 for each in rows))
-        cells = [row[key] for key in row if key not in {"events", "think_ms"}]
-        lines.append(CELLS.format(*cells, bar))
-    return "\n".join(lines)
+def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
+    """Who did what, in order, with the seats that the file had left after it."""
+    version = lost.read_version
+    steps = []
+    for attempt in (lost, later):
+        left = attempt.seats_left
+        steps.append((attempt.read_at, attempt, f"reads version {version}", left))
+        saved = f"saves version {version + 1}: confirmed"
+        steps.append((attempt.done_at, attempt, saved, left - 1))
+    columns = "{:30}{:30}{}".format
+    lines = [columns(f"buyer {lost.buyer}", f"buyer {later.buyer}", "seats left")]
+    for _, attempt, text, left in sorted(steps, key=lambda step: step[0]):
+        mine = text if attempt is lost else ""
+        theirs = "" if attempt is lost else text
+        lines.append(columns(mine, theirs, left))
+    lines.append(
+        f"Two are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
+    )
+    check = f"still version {version}? No, {version + 1}: read again."
+    lines.append(f"A check adds one step before the last: {check}")
+    return lines
 
 
-def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What the measured rows teach, whichever way they turned out."""
-    for row in rows:
-        if row["strategy"] == "none":
+def table(results: list[Result]) -> Iterator[str]:
+    """The results in 80 columns; the bars are of what was kept, see `_bar_value`."""
+    yield ROW.format("", "confirmed", "saved", "lost", "kept/s", "", "").rstrip()
+    cases = itertools.groupby(results, lambda each: (each.events, each.think_ms))
+    for number, ((events, think_ms), group) in enumerate(cases):
+        rows = list(group)
+        if number:
+            yield f"{_case(events, think_ms)}:"
+        longest = max(_bar_value(row) for row in rows) or 1
+        for row in rows:
+            cells = ROW.format(
+                _label(row.strategy),
+                row.told,
+                row.kept,
+                row.lost,
+                row.rate,
+                _bar(_bar_value(row) / longest),
+                _remark(row),
+            ).rstrip()
+            yield click.style(cells, fg="red") if row.lost else cells
+
+
+def _bar_value(row: Result) -> float:
+    """What was kept in a second, times the share of confirmations that were true.
+
+    So no machine is fast enough to give a strategy that loses sales the longest bar.
+    """
+    return row.rate * row.kept / max(row.told, 1)
+
+
+def _label(strategy: str) -> str:
+    return "no check" if strategy == "none" else strategy
+
+
+def _case(events: int, think_ms: int) -> str:
+    """The case, in words."""
+    return f"{events} event{'s' if events > 1 else ''}, {think_ms} ms"
+
+
+def _bar(share: float) -> str:
+    """A bar in eighths of a character; in # where the terminal has no blocks."""
+    eighths = round(share * BAR_LENGTH * 8)
+    bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+    return bar if can_print(bar) else "#" * round(share * BAR_LENGTH)
+
+
+def can_print(text: str) -> bool:
+    """Whether the terminal's encoding has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _remark(row: Result) -> str:
+    if row.oversold:
+        return f"oversold by {row.oversold:,}"
+    if row.strategy == "lock":
+        return "one at a time"
+    if row.strategy == "optimistic":
+        return f"{row.conflicts:,} tries too late"
+    return ""
+
+
+def conclusions(rounds: Rounds) -> Iterator[str]:
+    """What the rounds teach, however they turned out: result, because reason."""
+    played = {case: each for case, each in rounds.items() if each}
+    for case, each in played.items():
+        if case.strategy == "none":
+            result = shown_result(each)
             yield (
-                "No check: {told} told they have a seat, {kept} in the file.\n"
-                "{lost} sales vanished; {oversold} seats sold that do not exist."
-            ).format_map(row)
-    for (events, think), group in itertools.groupby(
-        rows, lambda row: (row["events"], row["think_ms"])
-    ):
-        rates = [
-            (row["rate"], row["strategy"]) for row in group if row["strategy"] != "none"
-        ]
-        if len(rates) == 2:
-            (slow, loser), (fast, winner) = sorted(rates)
-            yield (
-                f"Events: {events}, thinking: {think} ms. There {winner} sells "
-                f"{fast / max(slow, 1):.1f} times as fast as {loser}."
+                f"No check: {result.lost:,} of {result.told:,} confirmed sales are "
+                "lost, because the last save wins."
+                if result.lost
+                else "No check: nothing is lost, because no two happened to collide."
             )
+    for (events, think_s), group in itertools.groupby(played, lambda case: case[1:]):
+        safe = [played[case] for case in group if case.strategy != "none"]
+        if len(safe) == 2:
+            label = _case(events, round(think_s * 1e3))
+            yield f"{label}: {comparison(*safe)[1]}"
+
+
+def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
+    """The faster of two safe strategies, and the lesson; "" if too close to call."""
+    slower, faster = sorted((one, other), key=lambda each: shown_result(each).rate)
+    ratio = shown_result(faster).rate / max(shown_result(slower).rate, 1)
+    pairs = zip(slower, faster, strict=False)  # after Ctrl-C one may lack its last
+    always = all(fast.result.rate > slow.result.rate for slow, fast in pairs)
+    if ratio < CLOSE:
+        reason = "saves follow each other"
+        return "", f"too close to call ({ratio:.1f} times), because {reason}."
+    if not always:
+        reason = "the rounds disagree"
+        return "", f"too close to call ({ratio:.1f} times), because {reason}."
+    winner = shown_result(faster).strategy
+    reasons = {"lock": "no try is in vain", "optimistic": "thinking overlaps"}
+    return winner, f"{winner} is {ratio:.1f} times as fast, because {reasons[winner]}."
 
 
 # === 14. Server ==============================================================
@@ -5467,7 +5627,7 @@ def prompt_for_password() -> str:
     type=click.IntRange(1, 64),
     help="Number of events to spread the buyers over.",
 )
-@click.option("--strategy", "only", multiple=True, type=click.Choice(STRATEGIES))
+@click.option("--strategy", "only", multiple=True, type=click.Choice([*STRATEGIES]))
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--predict", is_flag=True, help="Let the class guess first.")
 def race(
@@ -5477,47 +5637,107 @@ def race(
     only: tuple[str, ...],
     as_json: bool,
     predict: bool,
-    **sizes: int,
+    **numbers: int,
 ) -> None:
     """Race buyers without a check, with a lock, and optimistic, on a throwaway file."""
-    plans = race_plans(think, events)
-    if sizes["seats"] < max(count for count, *_ in plans):
+    sizes = RaceSizes(**numbers)
+    rounds: Rounds = {case: [] for case in race_cases(think, events, only)}
+    if sizes.seats < max((case.events for case in rounds), default=1):
         raise click.UsageError(
             "--seats must be enough for a seat in each event. There are 8 events in "
             "one of the races; --events 1 leaves it out."
         )
-    guess = predict and click.prompt("Which loses sales? Which is fastest?", err=True)
-    rows: list[dict[str, Any]] = []
-    example: list[str] = []
-    for count, think_s, strategies in plans:
-        group = []
-        for strategy in filter((only or strategies).__contains__, strategies):
-            click.echo(f"... {strategy}", err=True)
-            row, history, kept = run_race(strategy, sizes, count, think_s)
-            if strategy == "none" and not example:
-                example = lost_update_example(history, kept)
-            group.append(row)
-        rows += group
-        if group and not as_json:
-            title = f"Events: {count}, thinking: {think_s * 1e3:.0f} ms"
-            click.echo(table(title, group))
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
+    guesses = ask_for_guesses() if predict else None
+    announce_race(sizes, rounds)
+    try:
+        run_rounds(sizes, rounds)
+    except KeyboardInterrupt:
+        click.echo(err=True)
+        print_race(sizes, rounds, as_json=as_json)
+        raise click.Abort from None
+    except OSError as error:
+        click.echo(err=True)
+        raise click.ClickException(
+            f"The race cannot run here: {error}. It needs a writable /dev/shm and a "
+            "writable temporary folder (TMPDIR)."
+        ) from None
+    print_race(sizes, rounds, as_json=as_json)
+    if guesses and not as_json:
+        click.echo(verdict(guesses, rounds))
+    checked = [shown_result(rounds[c]) for c in rounds if c.strategy != "none"]
+    sys.exit(any(result.lost or result.oversold for result in checked))
+
+
+def race_cases(
+    think_s: float | None, events: int | None, only: tuple[str, ...]
+) -> list[Case]:
+    """The cases to race, in the order of the table."""
+    if think_s is None and events is None:
+        safe = ("lock", "optimistic")
+        plans = [(1, 0.005, (*STRATEGIES,)), (8, 0.005, safe), (1, 0.0, safe)]
     else:
-        guessed = [f"You said: {guess}"] if predict else []
-        click.echo("\n".join(["", *example, *conclusions(rows), *guessed]))
-    checked = [row for row in rows if row["strategy"] != "none"]
-    sys.exit(any(row["lost"] or row["oversold"] for row in checked))
+        plans = [(events or 1, 0.005 if think_s is None else think_s, (*STRATEGIES,))]
+    return [
+        Case(strategy, count, pause_s)
+        for count, pause_s, strategies in plans
+        for strategy in strategies
+        if not only or strategy in only
+    ]
 
 
-def race_plans(
-    think: float | None, events: int | None
-) -> list[tuple[int, float, tuple[str, ...]]]:
-    """The races to run: number of events, pause, strategies."""
-    if think is not None or events is not None:
-        return [(events or 1, 0.005 if think is None else think, STRATEGIES)]
-    safe = STRATEGIES[1:]
-    return [(1, 0.005, STRATEGIES), (8, 0.005, safe), (1, 0.0, safe)]
+def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
+    """Say how long it will take."""
+    seconds = estimated_s(sizes, cases)
+    duration_text = f"{seconds:.0f} seconds"
+    if seconds > 120:
+        duration_text = f"{seconds / 60:.0f} minutes"
+    click.echo(
+        f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C shows "
+        "what there is.",
+        err=True,
+    )
+
+
+def print_race(sizes: RaceSizes, rounds: Rounds, *, as_json: bool) -> None:
+    """Print the table, the interleaving and the conclusions; or the rows as JSON."""
+    results = [shown_result(each) for each in rounds.values() if each]
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(results), indent=2))
+        return
+    if not results:
+        return
+    example: list[str] = []
+    for case, each in rounds.items():
+        for one in each if case.strategy == "none" else []:
+            example = example or lost_update_example(one.history, one.kept)
+    head = (
+        f"{sizes.clients} buyers, {sizes.requests} orders, {sizes.seats} seats, "
+        f"thinking {results[0].think_ms} ms. Medians of {ROUNDS} rounds."
+    )
+    lines = [head, *table(results), "", *example, *conclusions(rounds)]
+    may_colour = False if "NO_COLOR" in os.environ else None  # None: if a terminal
+    click.echo("\n".join(lines), color=may_colour)
+
+
+def ask_for_guesses() -> tuple[str, str]:
+    """What the class expects to lose sales, and what to be fastest."""
+    for strategy, explanation in STRATEGIES.items():
+        click.echo(f"  {strategy:11} {explanation}", err=True)
+    choice = click.Choice([*STRATEGIES])
+    loses = click.prompt("Which loses sales?", type=choice, err=True)
+    wins = click.prompt("Which of the others is fastest?", type=choice, err=True)
+    return loses, wins
+
+
+def verdict(guesses: tuple[str, str], rounds: Rounds) -> str:
+    """The guesses beside what came out; the first cases decide which is fastest."""
+    loses, wins = guesses
+    losers = [case.strategy for case in rounds if shown_result(rounds[case]).lost]
+    first = "right" if loses in losers else f"it was {', '.join(losers) or 'nothing'}"
+    safe = [rounds[case] for case in rounds if case.strategy != "none"][:2]
+    winner = comparison(*safe)[0] if len(safe) == 2 else ""
+    second = "right" if wins == winner else f"it was {winner or 'too close to call'}"
+    return f"You guessed: {loses} loses sales ({first}), {wins} is fastest ({second})."
 
 
 if __name__ == "__main__":
