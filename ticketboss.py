@@ -57,7 +57,7 @@ import time
 import unicodedata
 import uuid
 from collections import ChainMap, Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,6 +118,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     trusted_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of other sites that may use this server
     quiet: bool = False
+    unchecked: bool = False  # for a class: saves without comparing, so sales get lost
     timeout_s: float = 2.0  # how long a change waits for its turn and for the lock
     jwt_secret: bytes = b""  # empty: one is generated and kept in the database
     standalone: bool = False  # `python ticketboss.py`, not a worker of another server
@@ -1758,12 +1759,24 @@ def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | 
 # events, register, log in. Each change is one transaction. Knows no Flask and no JSON.
 
 
+class ChangeAttempt(Struct):
+    """An attempt to change an event, refused or not: what was read, what became."""
+
+    action: Literal["reserve", "cancel", "change"]
+    reservation: Reservation | None = None  # the one that it is about
+    seats: int = 0
+    event_id: str = ""
+    reads: list[int] = []  # the event's version, each time that it was decided
+    version: int = 0  # the event's, after it
+
+
 class Caller(Struct, frozen=True):
-    """Who asks, and on what condition."""
+    """Who asks, on what condition, and what they have attempted so far."""
 
     account: Account | None
     if_match: frozenset[str] | None  # the versions named; None without a condition
     key: str | None = None  # digest of the Idempotency-Key, and of who sent it
+    attempts: list[ChangeAttempt] = []
 
 
 class Outcome(Struct, frozen=True):
@@ -1850,7 +1863,8 @@ class BoxOffice:
             document.require_version(caller.if_match)
             return change(document)
 
-        outcome = self._change(event_id, decide)
+        attempt = ChangeAttempt("reserve", order, order.seats)
+        outcome = self._change(event_id, decide, caller, attempt)
         sold = outcome.document.reservations.get(order.reservation_id)
         if sold is None:
             return outcome
@@ -1875,9 +1889,13 @@ class BoxOffice:
         """
         at = timestamp()
         wanted = "all seats" if seats is None else f"{seats} seats"
+        attempt = ChangeAttempt("cancel")
 
         def decide(document: Document) -> Document:
-            self._require_owner(document.reservations.get(reservation_id), caller)
+            held = document.reservations.get(reservation_id)
+            attempt.reservation = held
+            attempt.seats = seats or (held.seats if held else 0)
+            self._require_owner(held, caller)
             earlier = document.find_return(reservation_id, caller.key, wanted)
             if earlier is not None and seats is not None:
                 return document
@@ -1885,7 +1903,7 @@ class BoxOffice:
             after = document.cancel(reservation_id, at, seats)
             return after.remember_return(reservation_id, caller.key, wanted)
 
-        outcome = self._change(event_id, decide)
+        outcome = self._change(event_id, decide, caller, attempt)
         if outcome.changed:
             return outcome
         earlier = outcome.document.find_return(reservation_id, caller.key, wanted)
@@ -1900,17 +1918,19 @@ class BoxOffice:
         """
         account_id = self._only_account(names, caller)
         at = timestamp()
+        attempt = ChangeAttempt("cancel", seats=1)
 
         def decide(document: Document) -> Document:
-            document.require_version(caller.if_match)
             held = document.find_booking(names, account_id)
+            attempt.reservation = held
+            document.require_version(caller.if_match)
             if held is None or document.has_cancelled(names, caller.key):
                 raise NotFound(not_found)
             self._require_owner(held, caller)
             after = document.cancel(held.reservation_id, at)
             return after.remember_return(held.reservation_id, caller.key, "a ticket")
 
-        outcome = self._change(event_id, decide)
+        outcome = self._change(event_id, decide, caller, attempt)
         version = outcome.document.event.version
         for cancelled in outcome.document.reservations.values():
             if cancelled.event_version_at_cancel == version:
@@ -2036,7 +2056,7 @@ class BoxOffice:
             self._require_event_owner(document, caller)
             return document.close()
 
-        return self._change(event_id, decide)
+        return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
     def repair(self) -> None:
         """Serve all who wait beside free seats; one change of each event."""
@@ -2097,15 +2117,25 @@ class BoxOffice:
         return self._jwt_secret or accounts.secret
 
     def _change(
-        self, event_id: str | None, decide: Callable[[Document], Document]
+        self,
+        event_id: str | None,
+        decide: Callable[[Document], Document],
+        caller: Caller,
+        attempt: ChangeAttempt,
     ) -> Outcome:
-        """Change one event in one transaction."""
+        """Change one event in one transaction; note what was read at each decision."""
 
         def decide_database(database: Database) -> Database:
-            return database.with_document(decide(database.document(event_id)))
+            document = database.document(event_id)
+            attempt.event_id = str(document.event.event_id)
+            attempt.version = document.event.version
+            attempt.reads.append(attempt.version)
+            return database.with_document(decide(document))
 
+        caller.attempts.append(attempt)
         pending = self.transactions.transact(decide_database)
         document = pending.database.documents[pending.database.key_of(event_id)]
+        attempt.version = document.event.version
         return Outcome(document, pending.attempts, pending.changed)
 
 
@@ -2164,6 +2194,7 @@ ERROR_TEXTS: Final = {
     500: "TicketBoss has failed. Its log says why.",
 }
 REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
+UNDECIDED: Final = {400, 401, 403, 422}  # never came to a decision about seats
 JSON: Final = "application/json"
 PLAIN_TEXT: Final = (
     r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}$"
@@ -2202,6 +2233,7 @@ class App(Flask):
     rate_limits: list[limits.RateLimitItem]  # on all routes
     login_limits: list[limits.RateLimitItem]
     limiter: Limiter
+    attempts: deque[tuple[int, PublicAttempt]]  # the last ones, with their accounts
 
 
 app: Final = cast("App", current_app)
@@ -2483,7 +2515,7 @@ def caller() -> Caller:
         account_id = g.account.id if g.account else 0
         scope = msgspec.json.encode([request.blueprint, account_id, g.key])
         key = hashlib.sha256(scope).hexdigest()[:32]
-    return Caller(g.account, g.if_match, key)
+    return Caller(g.account, g.if_match, key, g.attempts)
 
 
 def require_login(*, admin: bool = False) -> None:
@@ -2551,6 +2583,8 @@ def etag_response(document: Document, render: Callable[[], object]) -> Response:
     if app.settings.require_login:
         g.headers["Vary"] = "Authorization"
     known = request.environ.get("HTTP_IF_NONE_MATCH")
+    if app.settings.unchecked:  # there a version may be of two contents
+        known = None
     if known is not None and is_in_etags(known, etag):
         return Response(status=304)
     return json_response(render())
@@ -2664,6 +2698,7 @@ def before_request() -> Response | None:
     g.if_match = None
     g.key = None
     g.account = None
+    g.attempts = []
     set_cors_headers(environ)
     if is_preflight(environ):
         return Response(status=204)
@@ -2800,6 +2835,14 @@ def check_change(environ: dict[str, Any]) -> None:
     if g.key is not None and not re.fullmatch("[!-~]{1,255}", g.key):
         abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     condition = environ.get("HTTP_IF_MATCH")
+    if app.settings.unchecked and (
+        condition is not None or "HTTP_IDEMPOTENCY_KEY" in environ
+    ):
+        abort(
+            400,
+            "This server does not check (--unchecked). Send neither If-Match nor "
+            "Idempotency-Key.",
+        )
     if condition is not None:
         if not re.fullmatch(ETAGS, condition):
             abort(400, 'If-Match must be "<version>" in double quotes, or *.')
@@ -2972,12 +3015,52 @@ def after_request(response: Response) -> Response:
     if app.settings.allowed_origins:
         varies = [*response.headers.getlist("Vary"), "Origin"]
         response.headers["Vary"] = ", ".join(varies)
+    if app.settings.unchecked:
+        response.headers.pop("ETag", None)
+    record_attempts(response.status_code)
     if not response.content_length:
         response.headers.pop("Content-Type", None)
     next(app.served)
     if log.isEnabledFor(logging.INFO):
         log.info("%s", log_line(response))
     return response
+
+
+class PublicAttempt(Struct, frozen=True, rename="camel"):
+    """An attempt to change an event, as `/attempts` shows it."""
+
+    who: str  # the partnerId; never a name or an e-mail
+    seats: int
+    action: str
+    reservation_id: str
+    event_id: str
+    reads: list[int]
+    if_match: str
+    status: int  # HTTP's
+    version: int
+
+
+def record_attempts(status: int) -> None:
+    """Keep what this request attempted, for `/attempts`, if it came to a decision."""
+    if status in UNDECIDED:
+        return
+    account_id = g.account.id if g.account else 0
+    for attempt in g.attempts:
+        if not attempt.reads:
+            continue
+        reservation = attempt.reservation
+        public = PublicAttempt(
+            reservation.partner_id if reservation else "",
+            attempt.seats,
+            attempt.action,
+            reservation.reservation_id if reservation else "",
+            attempt.event_id,
+            attempt.reads,
+            request.headers.get("If-Match", "")[:64],
+            status,
+            attempt.version,
+        )
+        app.attempts.append((account_id, public))
 
 
 def log_line(response: Response) -> str:
@@ -3134,6 +3217,37 @@ def show_reservation(reservation_id: str, event_id: str | None = None) -> Respon
     return etag_response(
         document, lambda: public_reservations(document, [reservation])[0]
     )
+
+
+@partner.get("/attempts")
+@partner.get("/events/<event_id>/attempts")
+def list_attempts(event_id: str | None = None) -> Response:
+    """{attempts: [attempt, ...], unchecked}: the last ones at this process, by age."""
+    shown_id = str(app.box_office.database().document(event_id).event.event_id)
+    if app.settings.require_login:
+        require_login()
+    attempts = [
+        attempt
+        for account_id, attempt in app.attempts.copy()
+        if attempt.event_id == shown_id and may_see_attempts_of(account_id)
+    ]
+    response = json_response(
+        {"attempts": attempts, "unchecked": app.settings.unchecked}
+    )
+    g.headers["Cache-Control"] = "no-cache"
+    if app.settings.require_login:
+        g.headers["Vary"] = "Authorization"
+    if not app.settings.unchecked:
+        response.add_etag()
+        response.make_conditional(request)
+    return response
+
+
+def may_see_attempts_of(account_id: int) -> bool:
+    """Whether it is open to all, or the caller's own, or the caller is an admin."""
+    if not app.settings.require_login:
+        return True
+    return bool(g.account.role == "admin" or g.account.id == account_id)
 
 
 def own_reservations(reservations: Iterable[Reservation]) -> list[Reservation]:
@@ -3781,8 +3895,10 @@ def show_booking_status(event_id: str) -> Response:
 
 
 # === 12. Page ================================================================
-# The live seat map at `/`, or `/?event=<id>`: a plain client of the partner API. Two
-# panes read, choose and save under If-Match, so that the slower one gets its 412.
+# The live page at `/`, or `/?event=<id>`: a plain client of the partner API. Its hero
+# is the tape: rows are attempts, columns are versions; a ring where somebody read, a
+# disc where the save was first, a cross where it came too late. Two panes (for students
+# one: `/?name=anna`) read, and save under If-Match, so that the slower one gets a 412.
 
 
 page: Final = Blueprint("page", __name__)
@@ -3826,188 +3942,281 @@ def page_response() -> Response:
     return response
 
 
-PAGE: Final = r"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>TicketBoss</title>
-<style nonce="NONCE">
-  :root { color-scheme: light dark; font: 16px/1.45 system-ui, sans-serif }
-  body { max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
-  h1, h2 { margin: 1rem 0 .3rem; line-height: 1.15 } h2 { font-size: 1.1rem }
-  canvas { width: 100%; display: block } canvas, fieldset, pre { border-radius: .5rem }
-  main, #panes { display: grid; gap: 0 1.5rem;
-    grid-template-columns: repeat(auto-fit, minmax(var(--least), 1fr)) }
-  main { --least: 17rem } #panes { --least: 13rem; gap: 0 .5rem }
-  #facts { font-size: 1.25rem; margin: .4rem 0 .8rem }
-  ul, ol { list-style: none; margin: 0; padding: 0 }
-  #partners li { display: inline-block; margin-right: 1rem }
-  #partners span { font-size: 1.3em; margin-right: .25rem }
-  fieldset { border: 1px solid GrayText; margin: .4rem 0; padding: .5rem .8rem }
-  input[type=number] { width: 4rem } input, button { font: inherit }
-  output { display: block; min-height: 3em } .no { color: light-dark(#b00020, #ff8a80) }
-  pre { white-space: pre-wrap; margin: .4rem 0; padding: .5rem;
-    background: light-dark(#eee, #222) }
-</style>
-<h1 id="name">TicketBoss</h1>
-<p id="facts" role="status">Reading the event</p>
-<canvas id="map" height="0" role="img" aria-label="Seat map"></canvas>
-<ul id="partners" aria-label="Seats by partner"></ul>
-<main>
-<section><h2>Two buyers</h2>
-  <label><input type="checkbox" id="careful" checked> send If-Match with what was read
-  </label>
-  <div id="panes"></div>
-  <h2>The same with curl</h2>
-  <pre id="curl">curl -i /event</pre><button id="copy">Copy</button></section>
-<section><h2>Last changes</h2><ol id="changes"></ol></section>
-</main>
-<template><fieldset><legend></legend>
-  <button>Read</button> <span>not read yet</span><br>
-  <label>Seats <input type="number" min="1" max="10" value="2"></label>
-  <button disabled>Save</button><output></output></fieldset></template>
-<script nonce="NONCE">
-"use strict"
+PAGE: Final = r"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>TicketBoss</title>
+<link rel="icon" href="data:,"><style nonce="NONCE">
+  :root { color-scheme: light dark; --paper: light-dark(#fff, #14171c);
+    --ink: light-dark(#16191d, #eef0f3); --thin: light-dark(#dde0e4, #343a43);
+    --good: light-dark(#00694a, #4ade9e); --bad: light-dark(#b3261e, #ff8f86);
+    --old: light-dark(#8a5300, #ffc857); background: var(--paper); color: var(--ink);
+    --bar: linear-gradient(color-mix(in srgb, currentColor 40%, var(--paper)) 0 0);
+    font: clamp(16px, min(1.3vw, 2.35vh), 56px)/1.35 system-ui, sans-serif }
+  body { margin: 0; padding: .3rem min(1.2rem, 3vw); overflow-wrap: anywhere }
+  h1, dl, dd, ol, ul, p { margin: 0; padding: 0; list-style: none }
+  h1 { font-size: 1.6rem; line-height: 1.2 } #story { width: 100% }
+  header, header > div, dl, form { display: flex; flex-wrap: wrap; gap: 0 1.6rem }
+  header > div { flex: 1 20rem; align-items: baseline; align-content: start }
+  #story, #lesson { font: 600 1.15rem/1.3 system-ui, sans-serif }
+  dt { font-size: .9rem; line-height: 1.1 } dd { font: 700 2.1rem/1.1 system-ui }
+  .good { color: var(--good) } .bad, #state { color: var(--bad) }
+  .old { color: var(--old) } [hidden] { display: none !important }
+  main { display: grid; grid-template: auto 1fr / minmax(0, 4fr) minmax(0, 3fr);
+    gap: .4rem 2rem } #said { grid-area: 1 / 1 / 3 }
+  .row { display: grid; white-space: nowrap; font-size: .92rem; line-height: 1.16rem;
+    height: 1.16rem; gap: .4rem; --name: clamp(5.2rem, 10vw, 7.4rem);
+    grid-template-columns: var(--name) 1fr clamp(6.9rem, 10vw, 7.6rem) }
+  li.row { border-top: 1px solid var(--thin) } .row > * { overflow: hidden }
+  .row > span:first-child { color: var(--ink) } fieldset { min-width: 0; margin: 0 }
+  .track { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr) }
+  .track b { display: flex; justify-content: center; align-items: center }
+  .to { background: var(--bar) 0 / 50% .3rem no-repeat; margin-left: -1px }
+  .on { background: var(--bar) 100% / 50% .3rem no-repeat; margin-right: -1px }
+  .to.on { background-size: 100% .3rem } .disc::before { background: currentColor }
+  :is(.ring, .disc)::before { content: ""; box-sizing: border-box; width: .8rem;
+    height: .8rem; border: .16rem solid; border-radius: 50%; display: inline-block }
+  .ring::before { background: var(--paper) } [type=number] { width: 3.2rem }
+  .cross::before { content: "\d7"; font: 700 1.6rem/0 system-ui; color: var(--bad) }
+  .dot { display: inline-block; width: .7em; height: .7em; margin-right: .35em;
+    border: 1px solid var(--ink) } #partners li { display: inline-block; width: 9rem }
+  #panes { display: grid; gap: .8rem; grid-template-columns: 1fr 1fr; margin: .5rem 0 }
+  input, button { font: inherit; min-width: 0 } fieldset > * { margin-bottom: .4rem }
+  button { background: var(--ink); color: var(--paper); border: 0; border-radius: .3rem;
+    padding: .2rem .8rem } button:disabled { opacity: .4 }
+  fieldset div { display: flex; gap: .5rem } fieldset div > input { flex: 1 }
+  [aria-busy=true] button { opacity: .4 } [aria-busy=false] progress { display: none }
+  output { display: block; min-height: 2.7em; font-weight: 600 }
+  pre { white-space: pre-wrap; margin: .4rem 0; padding: .4rem; font-size: .95rem;
+    border: 1px solid var(--thin); user-select: all } #map { display: grid; gap: 2px;
+    grid-template-columns: repeat(auto-fill, 1rem); font: 700 .9rem/1rem system-ui;
+    margin: .3rem 0; text-align: center } #map .new { outline: 2px solid var(--ink) }
+  #map b { background: var(--thin); height: 1rem; overflow: hidden }
+  .alone :is(.B, #next) { display: none } .alone #panes { grid-template-columns: 1fr }
+  @media (max-width: 50rem) { main { display: block } }
+</style><header><div><h1 id="name">TicketBoss</h1><p id="state" role="status">Reading
+</p><p id="story" role="status"></p></div><dl><div><dt>version<dd id="version">-</div>
+<div><dt>seats free<dd id="free">-</div><div><dt>waiting<dd id="waits">-</div><div
+id="gone" class="bad" hidden><dt>confirmed, not in the file<dd id="lost"></div></dl>
+</header><form id="login" hidden><input aria-label="E-mail or user name"
+placeholder="e-mail or name" autocomplete="username"><input aria-label="Password"
+type="password" placeholder="password" autocomplete="current-password">
+<button>Log in</button></form><main><section><p id="lesson" role="status"></p>
+<button id="next">Show me, step by step</button><div id="panes"></div><p id="who">
+Too late? <label><input type="radio" name="who" id="careful" checked> I decide again
+(If-Match)</label> <label><input type="radio" name="who" id="server"> the server does
+</label></p><pre id="curl" aria-label="The same with curl"></pre></section>
+<section id="said"><p>The last 40 attempts at this process: <span class="ring"></span>
+read, <span class="disc good"></span> saved first, <b class="cross"></b> too late</p>
+<div id="ruler" class="row" aria-hidden="true"></div><ol id="tape"></ol></section>
+<section><p id="scale">Seats</p><div id="map" role="img"></div><ul id="partners"></ul>
+</section></main><template><fieldset aria-busy="false"><div><input aria-label="Name"
+maxlength="60" placeholder="your name"> <label><input type="number" min="1" max="10"
+value="1"> seats</label></div><div><button>1 Read</button>
+<button disabled>2 Save</button> <progress aria-label="Waiting"></progress></div>
+<span></span><output></output></fieldset></template><script nonce="NONCE">
 const $ = id => document.getElementById(id)
-const id = new URLSearchParams(location.search).get("event")
-const escaped = character => "%" + character.charCodeAt(0).toString(16)  // for shells
-const base = id ? "/events/" + encodeURIComponent(id).replace(/['()*!]/g, escaped) : ""
+const fill = texts => { for (const id in texts) $(id).textContent = texts[id] }
+const make = (tag, className = "", textContent = "") =>
+  Object.assign(document.createElement(tag), {className, textContent})
+const query = new URLSearchParams(location.search), id = query.get("event")
+const base = id ? "/events/" + encodeURIComponent(id).replaceAll("'", "%27") : ""
 const eventPath = base || "/event", listPath = base + "/reservations"
-let etag = "", seats = 0, held = []
-const known = new Map()  // partners, in the order they came
-const colour = name => {  // by the golden angle, the next is never like those before
-  if (!known.has(name)) known.set(name, known.size)
-  const n = known.get(name)
-  return `hsl(${n * 137.508 % 360} 65% ${38 + n % 3 * 11}%)`
+const tapePath = base + "/attempts"
+// The eight of Okabe and Ito, told apart by those who see fewer colours.
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
+  "#f0e442", "#000000"], colours = new Map(), seats = []
+let event, attempts, held, inFile, unchecked, timer, before, token, step = 0
+async function ask(path, options = {}) {
+  if (token) options.headers = {...options.headers, Authorization: `Bearer ${token}`}
+  const answer = await fetch(path, {cache: "no-cache", ...options})
+  return [answer.status, await answer.json()]
 }
-const line = (text, mark) => {
-  const item = document.createElement("li"), dot = document.createElement("span")
-  dot.textContent = mark ? "■" : ""; dot.style.color = mark
-  item.append(dot, text)
+function entry(tag, who, text) {  // the square is hollow for who has had no seat
+  const item = make(tag, "", text), dot = make("span", "dot")
+  dot.style.background = colours.get(who) || "transparent"; item.prepend(dot)
   return item
 }
-function draw() {  // at most 1,000 squares, however many seats each then stands for
-  const each = Math.ceil(seats / 1000), count = Math.ceil(seats / each), map = $("map")
-  const columns = Math.min(count, map.clientWidth < 600 ? 25 : 50)
-  const size = map.clientWidth / columns, sharp = devicePixelRatio || 1
-  map.height = Math.ceil(count / columns) * size * sharp
-  map.width = map.clientWidth * sharp
-  const pen = map.getContext("2d"), plain = getComputedStyle(document.body).color
-  pen.scale(sharp, sharp)
-  const holders = held.flatMap(r => Array(r.seats).fill(r.partnerId))
-  for (let square = 0; square < count; square++) {
-    const taken = square * each < holders.length
-    pen.globalAlpha = taken ? 1 : .15
-    pen.fillStyle = taken ? colour(holders[square * each]) : plain
-    pen.fillRect(square % columns * size + 1, Math.floor(square / columns) * size + 1,
-      size - 2, size - 2)
-  }
+function judge(attempt) {  // on which versions it was decided, and what came of it
+  const {status, version, action, reservationId} = attempt, ok = status < 300
+  const named = /^"([0-9]+)"$/.exec(attempt.ifMatch)
+  const reads = named ? [+named[1]] : attempt.reads, won = ok && version > reads.at(-1)
+  const late = reads.filter((v, n) => v < (reads[n + 1] ?? (won ? v : version)))
+  const lost = won && action === "reserve" && inFile && !inFile.has(reservationId)
+  const text = lost ? "but gone" : won ? `is ${version} now` : ok ? "as before" :
+    status === 412 ? `${reads[0]} is old` : "refused"
+  return {...attempt, reads, won, late, lost, text}
 }
-function show(event, records) {
-  const waits = records.filter(r => r.status === "waitlisted").length
-  const sums = new Map(), most = 30
-  held = records.filter(r => r.status === "confirmed")
-  seats = event.totalSeats
-  for (const r of records) colour(r.partnerId)
+function tape(judged) {  // rows are attempts, newest first; columns the last versions
+  const rem = parseFloat(getComputedStyle(document.body).fontSize)
+  const wide = $("tape").clientWidth / rem - 16, rows = judged.slice(-40).reverse()
+  const last = Math.max(event.version, 1), least = last - Math.max(6, wide * 1.3 | 0)
+  const first = Math.max(0, least, Math.min(last - 1, ...rows.flatMap(a => a.reads)))
+  const apart = Math.ceil((`${last}`.length * .6 + .5) * (last - first + 1) / wide)
+  const track = cell => {
+    const line = make("span", "track")
+    for (let v = first; v <= last; v++) line.append(make("b", ...cell(v)))
+    return line
+  }
+  $("ruler").replaceChildren(make("b", "", "version"),
+    track(v => ["", (last - v) % apart ? "" : v]))
+  $("tape").replaceChildren(...rows.map(a => {
+    const from = a.reads[0], to = a.won ? a.version : (a.late.at(-1) ?? from - 1) + 1
+    const good = a.won && !a.lost, row = make("li", `row ${good ? "good" : "bad"}`)
+    const mark = v => v === from ? "ring" : v === to && good ? "disc" :
+      v === to && a.lost || a.late.includes(v - 1) ? "cross" : ""
+    const line = track(v => [`${mark(v)} ${v > from && v <= to ? "to" : ""} ` +
+      (v >= from && v < to ? "on" : "")])
+    const number = (a.action === "cancel" ? "-" : "") + (a.seats || "")
+    line.ariaLabel = `read ${a.reads.join(", ")}; too late ${a.late.length} times`
+    line.role = "img"
+    row.append(entry(a.lost ? "s" : "span", a.who, `${a.who || a.action} ${number}`),
+      line, make("span", "", `${a.status}: ${a.text}`))
+    return row
+  }))
+}
+function map(next = 0) {  // at most 600 squares; each may stand for several seats
+  const total = event.totalSeats, records = new Map(held.map(r => [r.reservationId, r]))
+  const each = 10 ** Math.max(0, Math.ceil(Math.log10(total / 600)))
+  const left = new Map(held.map(r => [r.reservationId, r.seats]))
+  const take = key => left.get(key) > 0 && left.set(key, left.get(key) - 1)
+  seats.forEach((key, n) => take(key) || delete seats[n])  // others keep their place
+  for (const key of left.keys()) for (; left.get(key); next++)
+    if (!(next in seats)) take(seats[next] = key)
+  $("map").replaceChildren(...Array.from({length: Math.ceil(total / each)}, (_, n) => {
+    const r = records.get(seats.slice(n * each, n * each + each).find(key => key ?? 0))
+    if (!r) return make("b")
+    const paint = colours.get(r.partnerId) || "#aaaaaa"
+    const square = make("b", r.eventVersionAtReservation === event.version ? "new" : "",
+      [...r.partnerId.toUpperCase()][0] || "?")
+    square.style = `background: ${paint}; color: ${paint < "#0080" ? "#fff" : "#000"}`
+    return square
+  }))
+  $("map").ariaLabel = `${total - event.availableSeats} of ${total} seats are taken`
+  fill({scale: each > 1 ? `Seats: a square stands for ${each}` : "Seats"})
+}
+function show() {
+  const judged = attempts.map(judge), won = judged.filter(a => a.won).length
+  const late = judged.flatMap(a => a.late).length, sums = new Map()
+  const lost = judged.filter(a => a.lost).length, {name, version} = event
+  const story = `${won} confirmed, ${late} too late, ${lost || "none"} lost`
+  fill({name: document.title = name, version, lost, free: event.availableSeats, story})
+  $("gone").hidden = !($("who").hidden = $("next").hidden = unchecked)
   for (const r of held) sums.set(r.partnerId, (sums.get(r.partnerId) || 0) + r.seats)
-  $("name").textContent = document.title = event.name
-  $("facts").textContent = `${event.availableSeats} of ${seats} seats free · ` +
-    `version ${event.version} · ${waits} waiting`
-  $("map").setAttribute("aria-label", `${seats - event.availableSeats} of ${seats} ` +
-    "seats are taken; the list below says by whom")
-  const ranked = [...sums].sort((a, b) => b[1] - a[1])
-  const rest = ranked.slice(most).reduce((n, partner) => n + partner[1], 0)
-  $("partners").replaceChildren(...ranked.slice(0, most).map(([name, n]) =>
-    line(`${name || "(no name)"} ${n}`, colour(name))),
-    ...rest ? [line(`${ranked.length - most} others ${rest}`)] : [])
-  const changes = records.flatMap(r => [[r.eventVersionAtReservation,
-    r.status === "waitlisted" ? "waits for" : "reserved", r],
-    [r.eventVersionAtCancel, "cancelled", r]]).filter(c => c[0])
-  $("changes").replaceChildren(...changes.sort((a, b) => b[0] - a[0]).slice(0, 15)
-    .map(([v, did, r]) => line(`${v}: ${r.partnerId} ${did} ` +
-      (did === "reserved" ? r.seats + (r.seatsReturned || 0) : r.seats))))
-  draw()
+  $("partners").replaceChildren(...[...sums].sort((a, b) => b[1] - a[1]).map(
+    ([who, n]) => entry("li", who, `${who || "(no name)"} ${n}`)))
+  A.compare(); B.compare(); tape(judged); map()
 }
-let timer = 0
+async function look() {
+  const [status, now] = await ask(eventPath), [may, told] = await ask(tapePath)
+  if (status === 401) token = ""
+  $("login").hidden = status !== 401 && may !== 401
+  if (status !== 200) throw Error(now.error)
+  unchecked = told.unchecked === true
+  fill({state: unchecked ? "No check: who saves last wins. None of it is kept." :
+    may === 401 ? "Log in to see who saved." : ""})
+  const changed = JSON.stringify([now, told, token])
+  if (changed === before) return
+  const [given, list] = await ask(listPath), records = given === 200 ? list : []
+  inFile = given === 200 && new Set(records.map(r => r.reservationId))
+  colours.clear()
+  for (const {partnerId: who} of records)
+    if (!colours.has(who)) colours.set(who, COLOURS[colours.size % 8])
+  held = records.filter(r => r.status === "confirmed")
+  const others = held.reduce((n, r) => n - r.seats, now.totalSeats - now.availableSeats)
+  if (others > 0) held.push({reservationId: "-", partnerId: "(hidden)", seats: others})
+  fill({waits: records.filter(r => r.status === "waitlisted").length})
+  event = now; attempts = told.attempts || []; before = changed; show()
+}
 async function live() {  // one reading at a time, none while nobody looks
-  clearTimeout(timer)
-  if (document.hidden) return
-  try {
-    const answer = await fetch(eventPath, {cache: "no-store",
-      headers: etag ? {"If-None-Match": etag} : {}})
-    if (answer.status !== 304) {
-      const event = await answer.json()
-      if (!answer.ok) throw Error(event.error)
-      const list = await fetch(listPath, {cache: "no-store"})
-      if (!list.ok && list.status !== 401) throw Error((await list.json()).error)
-      const taken = [{partnerId: "(not shown)", status: "confirmed",  // 401
-        seats: event.totalSeats - event.availableSeats}]
-      show(event, list.ok ? await list.json() : taken)
-      etag = answer.headers.get("ETag")
-    }
-  } catch (error) { etag = ""; $("facts").textContent = error.message }
-  clearTimeout(timer)
-  timer = setTimeout(live, 700)
+  clearTimeout(timer); if (document.hidden) return
+  await look().catch(({name, message}) => fill({state: (name === "Error" ? message :
+    "The server does not answer.") + (event ? " What you see is old." : "")}))
+  clearTimeout(timer); timer = setTimeout(live, 500)
 }
-function pane(name) {
+const curl = (path, more = "") =>
+  fill({curl: `curl -i ${more}'${location.origin}${path}'`})
+function pane(letter, usual, seen = null) {
   const box = document.querySelector("template").content.cloneNode(true).firstChild
-  const [read, save] = box.querySelectorAll("button"), out = box.querySelector("output")
-  const label = box.querySelector("span"), wanted = box.querySelector("input")
-  let seen = ""
-  box.querySelector("legend").textContent = `Buyer ${name}`
-  read.onclick = async () => {
-    const answer = await fetch(eventPath, {cache: "no-store"})
-    const event = await answer.json()
-    seen = `"${event.version}"`  // not from the ETag, which proxies may change
-    label.textContent = answer.ok ?
-      `version ${seen}: ${event.availableSeats} seats free` : event.error
-    out.textContent = ""; save.disabled = !answer.ok
-    $("curl").textContent = `curl -i ${location.origin}${eventPath}`
+  const [name, wanted, read, save] = box.querySelectorAll("input, button")
+  const [label, out] = box.querySelectorAll("span, output")
+  const tell = (textContent, className) => Object.assign(out, {textContent, className})
+  const compare = () => {
+    const old = seen !== null && event && event.version !== seen
+    label.className = old ? "old" : ""
+    label.textContent = seen === null ? "nothing read yet" :
+      `you hold ${seen}` + (old ? `, it is ${event.version} now` : "")
   }
-  save.onclick = async () => {
-    const body = JSON.stringify({partnerId: `buyer-${name}`, seats: +wanted.value})
-    const careful = $("careful").checked, headers = careful ? {"If-Match": seen} : {}
-    $("curl").textContent = "curl -i " + (careful ? `-H 'If-Match: ${seen}' ` : "") +
-      `-d '${body}' ${location.origin}${listPath}`
-    const answer = await fetch(listPath, {method: "POST", body, headers})
-    const told = await answer.json()
-    out.className = answer.ok ? "" : "no"
-    const attempts = answer.headers.get("X-Attempts")
-    out.textContent = answer.status + (attempts ? ` (X-Attempts: ${attempts}): ` : ": ")
-      + (told.error || told.status)
-    live()
+  const locked = work => async () => {  // a second press while it waits does nothing
+    if (box.ariaBusy === "true") return; box.ariaBusy = true
+    await work().catch(() => tell("No answer: saved or not? Look at the tape.", "bad"))
+    box.ariaBusy = false; compare(); await live()
   }
-  $("panes").append(box)
+  read.onclick = locked(async () => {
+    curl(eventPath); const [status, told] = await ask(eventPath)
+    seen = told.version ?? null; save.disabled = status !== 200
+    tell(told.error || "", "bad")
+  })
+  save.onclick = locked(async () => {
+    const body = JSON.stringify({partnerId: name.value, seats: +wanted.value})
+    const key = crypto.getRandomValues(new Uint32Array(4)).join("-")  // for each press
+    const headers = unchecked ? {} : {"Idempotency-Key": key}
+    const match = $("careful").checked && !unchecked ? `"${seen}"` : ""
+    if (match) headers["If-Match"] = match
+    tell("", ""); curl(listPath, (match && `-H 'If-Match: ${match}' `) +
+      `-d '${body.replaceAll("'", "\\u0027")}' `)
+    const [status, told] = await ask(listPath, {method: "POST", headers, body})
+    if (status < 300) tell(`✓ ${status} ${told.status}`, "good")
+    else tell(`\xd7 ${status}: ` + (status === 412 ?
+      `you read ${seen}, it has changed. Read again.` : told.error), "bad")
+  })
+  name.value = usual; box.className = letter; box.ariaLabel = `Buyer ${letter}`
+  compare(); $("panes").append(box)
+  return {name, read: read.onclick, save: save.onclick, compare}
 }
-pane("A"); pane("B")
-$("copy").onclick = () => navigator.clipboard.writeText($("curl").textContent)
-$("curl").textContent = `curl -i ${location.origin}${eventPath}`
-addEventListener("visibilitychange", live)
-addEventListener("resize", draw)
-matchMedia("(prefers-color-scheme: dark)").onchange = draw
-live()
-</script>
+const alone = query.has("name") || matchMedia("(max-width: 50rem)").matches
+document.body.classList.toggle("alone", alone)
+const A = pane("A", query.get("name") || (alone ? "" : "anna")), B = pane("B", "ben")
+const STEPS = [["", () => 0, "Show me, step by step"],
+  ["{A} reads. How many seats are free, and in which version?", A.read],
+  ["{B} reads, too. Which version will it be?", B.read],
+  ["{A} saves. What becomes of the version?", A.save],
+  ["{B} saves, but holds the old version. What will the server say?", B.save],
+  ["Too late: nothing was sold, nothing was lost. So {B} reads again.", B.read],
+  ["{B} decides again, on what is true now.", B.save],
+  ["Both have their seats, and nobody waited for a lock.", () => 0, "End"]]
+$("next").onclick = async ({target}) => {
+  if (target.ariaBusy === "true") return
+  target.ariaBusy = $("careful").checked = true; await STEPS[step][1]()
+  const [text, , next = "Do it"] = STEPS[step = (step + 1) % STEPS.length]
+  fill({lesson: text.replace("{A}", A.name.value).replace("{B}", B.name.value), next})
+  target.ariaBusy = false
+}
+$("login").onsubmit = async submitted => {
+  submitted.preventDefault()
+  const [{value: who}, {value: password}] = submitted.target
+  const body = {password, [who.includes("@") ? "email" : "username"]: who}
+  const [, told] = await ask("/login", {method: "POST", body: JSON.stringify(body)})
+  token = told.token; await live()
+  if (!token) fill({state: told.error})
+}
+addEventListener("resize", () => event && show())
+addEventListener("visibilitychange", live); curl(eventPath); live()</script>
 """
 
 
 # === 13. Race ================================================================
-# The classroom: buyers in processes of their own, on a throwaway file, with no check at
-# all, with a lock, and optimistic. What it teaches is computed from what was measured.
+# The classroom in the terminal: buyers in processes of their own, on a throwaway file,
+# without a check, with a lock, and optimistic. What it says is computed from what was
+# measured, and the bars show what was kept, not what was confirmed.
 
-STRATEGIES: Final = ("none", "lock", "optimistic")
-CELLS: Final = "{:10}{:>6}{:>9}{:>6}{:>10}{:>11}{:>9}{:>8} {}"
-HEAD: Final = (
-    "strategy",
-    "told",
-    "in file",
-    "lost",
-    "oversold",
-    "conflicts",
-    "sales/s",
-    "p95 ms",
-    "",
-)
+STRATEGIES: Final = {
+    "none": "read, think, save. Nobody asks whether it has changed.",
+    "lock": "lock, read, think, save, unlock. All others wait.",
+    "optimistic": "read, think, save if nobody has saved since; otherwise, again.",
+}
+ROUNDS: Final = 3  # of each case; the one with the median rate is shown
+BAR_LENGTH: Final = 10
+ROW: Final = "{:11}{:>9}{:>7}{:>6}{:>8}  {:10} {}"
+CLOSE: Final = 1.3  # below this ratio, another run may say the opposite
 
 
 class UncheckedStore(Store):
@@ -4021,12 +4230,13 @@ class UncheckedStore(Store):
 
 
 class Attempt(NamedTuple):
-    """One request of one buyer: what they read, were told, and when."""
+    """One order of one buyer: what they read, whether it was confirmed, and when."""
 
     buyer: int
     event_id: str
     told: bool  # that they have a seat
     read_version: int
+    seats_left: int  # when it was read
     read_at: float
     done_at: float
     took_s: float
@@ -4034,173 +4244,335 @@ class Attempt(NamedTuple):
     reservation_id: str
 
 
+class RaceSizes(NamedTuple):
+    """How many take part in a race."""
+
+    clients: int
+    requests: int
+    seats: int
+
+
+class Case(NamedTuple):
+    """What is raced."""
+
+    strategy: str
+    events: int
+    think_s: float
+
+
+class Result(Struct, frozen=True):
+    """What one round came to; its fields are the keys of `race --json`."""
+
+    strategy: str
+    events: int
+    think_ms: int
+    told: int  # confirmed
+    kept: int  # in the file
+    lost: int
+    oversold: int
+    conflicts: int
+    rate: int  # kept, in a second
+    p95_ms: int
+
+
+class Round(NamedTuple):
+    """A round, with what was recorded of it."""
+
+    result: Result
+    history: list[Attempt]
+    kept: set[str]  # the ids of the reservations in the file
+
+
+Rounds = dict[Case, list[Round]]  # of each case, in the order of the table
+
+
 def buyer_process(
     path: str, strategy: str, buyer: int, events: list[str], think_s: float
 ) -> list[Attempt]:
     """Ask for a seat of each of these events, one after the other, as one process."""
-    store, tries = (UncheckedStore if strategy == "none" else Store)(path, 30), []
+    store_class = UncheckedStore if strategy == "none" else Store
+    store = store_class(path, 30)
+    attempts = []
     for event_id in events:
         order = Reservation(str(uuid.uuid4()), f"buyer-{buyer}", 1, "waitlisted")
-        began, asked, told = time.monotonic(), 0, False
+        began = time.monotonic()
+        tries = 0
+        told = False
         while not told:
-            asked += 1
+            tries += 1
             with store.lock() if strategy == "lock" else nullcontext():
-                seen, read_at = store.load(), time.monotonic()
+                seen = store.load()
+                read_at = time.monotonic()
                 document = seen.database.document(event_id)
                 if document.event.available_seats == 0:
                     break
                 time.sleep(think_s)
                 wanted = seen.database.with_document(document.reserve(order))
                 told = store.swap(seen, wanted)
-        done = time.monotonic()
-        tries.append(
+        done_at = time.monotonic()
+        attempts.append(
             Attempt(
                 buyer,
                 event_id,
                 told,
                 document.event.version,
+                document.event.available_seats,
                 read_at,
-                done,
-                done - began,
-                asked - 1,
+                done_at,
+                done_at - began,
+                tries - 1,
                 order.reservation_id,
             )
         )
-    return tries
+    return attempts
 
 
-def run_race(
-    strategy: str, sizes: dict[str, int], count: int, think_s: float
-) -> tuple[dict[str, Any], list[Attempt], set[str]]:
-    """Race once: the row of the table, the history, and what is in the file."""
-    clients, seats = sizes["clients"], sizes["seats"] // count
-    ids = [f"event-{n}" for n in range(count)]
+def run_race(sizes: RaceSizes, case: Case) -> Round:
+    """Race once. Raises OSError where processes or files cannot be made."""
+    strategy, events, think_s = case
+    event_ids = [f"event-{n}" for n in range(events)]
+    seats = sizes.seats // events
     with tempfile.TemporaryDirectory() as folder:
-        store = _throwaway(folder, ids, seats)
+        store = _throwaway(folder, event_ids, seats)
         plans = [
             (
                 store.path,
                 strategy,
-                n,
-                [ids[i % count] for i in range(n, sizes["requests"], clients)],
+                buyer,
+                [
+                    event_ids[order % events]
+                    for order in range(buyer, sizes.requests, sizes.clients)
+                ],
                 think_s,
             )
-            for n in range(clients)
+            for buyer in range(sizes.clients)
         ]
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for one
-        fork = multiprocessing.get_context("fork")
-        ready = fork.Barrier(clients + 1)
-        with fork.Pool(clients, ready.wait) as pool:
-            signal.signal(signal.SIGINT, before)
-            ready.wait()  # nobody has a start on the others
-            began = time.monotonic()
-            history = [
-                each
-                for tries in pool.starmap(buyer_process, plans, 1)
-                for each in tries
-            ]
-            took_s = time.monotonic() - began
-        kept = {key for d in store.load().database.events() for key in d.reservations}
-    sold = [each for each in history if each.told]
-    slow = (
-        sorted(each.took_s for each in sold)[int(len(sold) * 0.95) - 1] if sold else 0
+        history, took_s = _run_buyers(plans)
+        documents = store.load().database.events()
+    kept = {key for document in documents for key in document.reservations}
+    waits = sorted(attempt.took_s for attempt in history if attempt.told)
+    p95_s = waits[int(len(waits) * 0.95) - 1] if waits else 0
+    result = Result(
+        strategy=strategy,
+        events=events,
+        think_ms=round(think_s * 1e3),
+        told=len(waits),
+        kept=len(kept),
+        lost=len(waits) - len(kept),
+        oversold=max(0, len(waits) - seats * events),
+        conflicts=sum(attempt.conflicts for attempt in history),
+        rate=round(len(kept) / took_s),
+        p95_ms=round(p95_s * 1e3),
     )
-    return (
-        {
-            "strategy": strategy,
-            "events": count,
-            "think_ms": round(think_s * 1e3),
-            "told": len(sold),
-            "kept": len(kept),
-            "lost": len(sold) - len(kept),
-            "oversold": max(0, len(sold) - seats * count),
-            "conflicts": sum(each.conflicts for each in history),
-            "rate": round(len(sold) / took_s),
-            "p95_ms": round(slow * 1e3),
-        },
-        history,
-        kept,
-    )
+    return Round(result, history, kept)
 
 
-def _throwaway(folder: str, ids: list[str], seats: int) -> Store:
+def _throwaway(folder: str, event_ids: list[str], seats: int) -> Store:
     store = Store(f"{folder}/db.json")
     store.open(seats)
     seen = store.load()
     wanted = seen.database
-    for key in ids:
-        wanted = wanted.with_document(
-            Document.open(None, Event(key, key, seats, seats, 0))
-        )
+    for key in event_ids:
+        event = Event(key, key, seats, seats, 0)
+        wanted = wanted.with_document(Document.open(None, event))
     store.swap(seen, wanted)
     return store
 
 
+def _run_buyers(plans: list[tuple[Any, ...]]) -> tuple[list[Attempt], float]:
+    """Run a process for each plan, all at once: what they did, and how long it took."""
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Barrier(len(plans) + 1)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process
+    try:
+        pool = fork.Pool(len(plans), ready.wait)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pool:
+        ready.wait()  # nobody has a start on the others
+        began = time.monotonic()
+        attempts = pool.starmap(buyer_process, plans, 1)
+        took_s = time.monotonic() - began
+    return list(itertools.chain.from_iterable(attempts)), took_s
+
+
+def run_rounds(sizes: RaceSizes, rounds: Rounds) -> None:
+    """Race all cases; add the rounds as they end, and print a dot for each.
+
+    The strategies of a group take turns, so that what else the machine does hits all.
+    """
+    for (events, think_s), group in itertools.groupby(rounds, lambda case: case[1:]):
+        cases = [*group]
+        click.echo(f"... {_case(events, round(think_s * 1e3))}: ", nl=False, err=True)
+        for _ in range(ROUNDS):
+            for case in cases:
+                rounds[case].append(run_race(sizes, case))
+                click.echo(".", nl=False, err=True)
+        click.echo(err=True)
+
+
+def shown_result(rounds: list[Round]) -> Result:
+    """The one with the median rate; but one that lost sales, if it should not."""
+    results = [each.result for each in rounds]
+    by_rate = sorted(results, key=lambda result: result.rate)
+    for result in by_rate:
+        if result.strategy != "none" and (result.lost or result.oversold):
+            return result
+    return by_rate[len(by_rate) // 2]
+
+
+def estimated_s(sizes: RaceSizes, cases: Iterable[Case]) -> float:
+    """How long these races take, roughly: sales wait for each other in each event."""
+    total_s = 0.0
+    for strategy, events, think_s in cases:
+        if strategy == "none":
+            total_s += sizes.requests / sizes.clients * (think_s + 0.01)
+        elif strategy == "lock":  # there is one lock for all events
+            total_s += min(sizes.seats, sizes.requests) * (think_s + 0.003)
+        else:
+            total_s += min(sizes.seats, sizes.requests) / events * (think_s + 0.006)
+        total_s += 0.3  # to start the processes
+    return total_s * ROUNDS
+
+
 def lost_update_example(history: list[Attempt], kept: set[str]) -> list[str]:
-    """The smallest interleaving that lost a sale: two who read the same version."""
-    sold = sorted(
-        (each for each in history if each.told),
+    """The shortest interleaving that lost a sale: two buyers read the same version."""
+    told = sorted(
+        (attempt for attempt in history if attempt.told),
         key=lambda each: (each.event_id, each.read_version, each.done_at),
     )
-    for one, other in itertools.pairwise(sold):
+    for lost, later in itertools.pairwise(told):
         if (
-            (one.event_id, one.read_version) == (other.event_id, other.read_version)
-            and other.read_at < one.done_at
-            and one.reservation_id not in kept
+            (lost.event_id, lost.read_version) == (later.event_id, later.read_version)
+            and later.read_at < lost.done_at
+            and lost.reservation_id not in kept
         ):
-            steps = [
-                (at, each is one, what)
-                for each in (one, other)
-                for at, what in (
-                    (each.read_at, f"reads version {each.read_version}"),
-                    (
-                        each.done_at,
-                        f"writes version {each.read_version + 1}: confirmed",
-                    ),
-                )
-            ]
-            return [
-                f"buyer {one.buyer:<34}buyer {other.buyer}",
-                *(
-                    what if left else f"{'':40}{what}"
-                    for _, left, what in sorted(steps)
-                ),
-                f"buyer {one.buyer}'s sale is not in the file any more",
-                "",
-            ]
+            return _interleaving(lost, later)
     return []
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> str:
-    """The rows in 80 columns, with bars as long as their rates."""
-    lines = ["", title, CELLS.format(*HEAD).rstrip()]
-    for row in rows:
-        bar = "█" * round(10 * row["rate"] / max(each["rate"] or 1 for each in rows))
-        cells = [row[key] for key in row if key not in {"events", "think_ms"}]
-        lines.append(CELLS.format(*cells, bar))
-    return "\n".join(lines)
+def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
+    """Who did what, in order, with the seats that the file had left after it."""
+    version = lost.read_version
+    steps = []
+    for attempt in (lost, later):
+        left = attempt.seats_left
+        steps.append((attempt.read_at, attempt, f"reads version {version}", left))
+        saved = f"saves version {version + 1}: confirmed"
+        steps.append((attempt.done_at, attempt, saved, left - 1))
+    columns = "{:30}{:30}{}".format
+    lines = [columns(f"buyer {lost.buyer}", f"buyer {later.buyer}", "seats left")]
+    for _, attempt, text, left in sorted(steps, key=lambda step: step[0]):
+        mine = text if attempt is lost else ""
+        theirs = "" if attempt is lost else text
+        lines.append(columns(mine, theirs, left))
+    lines.append(
+        f"Two are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
+    )
+    check = f"still version {version}? No, {version + 1}: read again."
+    lines.append(f"A check adds one step before the last: {check}")
+    return lines
 
 
-def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What the measured rows teach, whichever way they turned out."""
-    for row in rows:
-        if row["strategy"] == "none":
+def table(results: list[Result]) -> Iterator[str]:
+    """The results in 80 columns; the bars are of what was kept, see `_bar_value`."""
+    yield ROW.format("", "confirmed", "saved", "lost", "kept/s", "", "").rstrip()
+    cases = itertools.groupby(results, lambda each: (each.events, each.think_ms))
+    for number, ((events, think_ms), group) in enumerate(cases):
+        rows = list(group)
+        if number:
+            yield f"{_case(events, think_ms)}:"
+        longest = max(_bar_value(row) for row in rows) or 1
+        for row in rows:
+            cells = ROW.format(
+                _label(row.strategy),
+                row.told,
+                row.kept,
+                row.lost,
+                row.rate,
+                _bar(_bar_value(row) / longest),
+                _remark(row),
+            ).rstrip()
+            yield click.style(cells, fg="red") if row.lost else cells
+
+
+def _bar_value(row: Result) -> float:
+    """What was kept in a second, times the share of confirmations that were true.
+
+    So no machine is fast enough to give a strategy that loses sales the longest bar.
+    """
+    return row.rate * row.kept / max(row.told, 1)
+
+
+def _label(strategy: str) -> str:
+    return "no check" if strategy == "none" else strategy
+
+
+def _case(events: int, think_ms: int) -> str:
+    """The case, in words."""
+    return f"{events} event{'s' if events > 1 else ''}, {think_ms} ms"
+
+
+def _bar(share: float) -> str:
+    """A bar in eighths of a character; in # where the terminal has no blocks."""
+    eighths = round(share * BAR_LENGTH * 8)
+    bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+    return bar if can_print(bar) else "#" * round(share * BAR_LENGTH)
+
+
+def can_print(text: str) -> bool:
+    """Whether the terminal's encoding has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _remark(row: Result) -> str:
+    if row.oversold:
+        return f"oversold by {row.oversold:,}"
+    if row.strategy == "lock":
+        return "one at a time"
+    if row.strategy == "optimistic":
+        return f"{row.conflicts:,} tries too late"
+    return ""
+
+
+def conclusions(rounds: Rounds) -> Iterator[str]:
+    """What the rounds teach, however they turned out: result, because reason."""
+    played = {case: each for case, each in rounds.items() if each}
+    for case, each in played.items():
+        if case.strategy == "none":
+            result = shown_result(each)
             yield (
-                "No check: {told} told they have a seat, {kept} in the file.\n"
-                "{lost} sales vanished; {oversold} seats sold that do not exist."
-            ).format_map(row)
-    for (events, think), group in itertools.groupby(
-        rows, lambda row: (row["events"], row["think_ms"])
-    ):
-        rates = [
-            (row["rate"], row["strategy"]) for row in group if row["strategy"] != "none"
-        ]
-        if len(rates) == 2:
-            (slow, loser), (fast, winner) = sorted(rates)
-            yield (
-                f"Events: {events}, thinking: {think} ms. There {winner} sells "
-                f"{fast / max(slow, 1):.1f} times as fast as {loser}."
+                f"No check: {result.lost:,} of {result.told:,} confirmed sales are "
+                "lost, because the last save wins."
+                if result.lost
+                else "No check: nothing is lost, because no two happened to collide."
             )
+    for (events, think_s), group in itertools.groupby(played, lambda case: case[1:]):
+        safe = [played[case] for case in group if case.strategy != "none"]
+        if len(safe) == 2:
+            label = _case(events, round(think_s * 1e3))
+            yield f"{label}: {comparison(*safe)[1]}"
+
+
+def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
+    """The faster of two safe strategies, and the lesson; "" if too close to call."""
+    slower, faster = sorted((one, other), key=lambda each: shown_result(each).rate)
+    ratio = shown_result(faster).rate / max(shown_result(slower).rate, 1)
+    pairs = zip(slower, faster, strict=False)  # after Ctrl-C one may lack its last
+    always = all(fast.result.rate > slow.result.rate for slow, fast in pairs)
+    if ratio < CLOSE:
+        reason = "saves follow each other"
+        return "", f"too close to call ({ratio:.1f} times), because {reason}."
+    if not always:
+        reason = "the rounds disagree"
+        return "", f"too close to call ({ratio:.1f} times), because {reason}."
+    winner = shown_result(faster).strategy
+    reasons = {"lock": "no try is in vain", "optimistic": "thinking overlaps"}
+    return winner, f"{winner} is {ratio:.1f} times as fast, because {reasons[winner]}."
 
 
 # === 14. Server ==============================================================
@@ -4701,10 +5073,12 @@ def make_app(settings: Settings) -> App:
     """The app, with its database open. Raises Unavailable."""
     app = App(__name__, static_folder=None)
     app.settings = settings
-    app.store = Store(settings.db, settings.timeout_s)
+    store_class = UncheckedStore if settings.unchecked else Store
+    app.store = store_class(settings.db, settings.timeout_s)
     open_or_read_only(app.store, settings)
     app.box_office = BoxOffice(app.store, settings)
     app.served = itertools.count()
+    app.attempts = deque(maxlen=500)
     app.rate_limits = []
     if settings.rate_limit:
         app.rate_limits = limits.parse_many(settings.rate_limit)
@@ -4859,6 +5233,7 @@ class Program(click.Group):
 
 
 DEFAULTS: Final = Settings()
+UNCHECKED_THINK_S: Final = 2.0  # without a pause, one process saves in order
 
 
 class PortOption(click.Option):
@@ -4936,15 +5311,43 @@ class PortOption(click.Option):
     help="Another site whose pages may use this server, such as http://localhost:5173.",
 )
 @click.option("--quiet", is_flag=True, help="Do not log requests.")
+@click.option(
+    "--unchecked",
+    is_flag=True,
+    allow_from_autoenv=False,  # nobody shall lose sales because of a variable
+    help="For a class: save without comparing, in a throwaway folder. It loses sales.",
+)
 @click.pass_context
-def main(context: click.Context, /, db: str, **_: object) -> None:
+def main(context: click.Context, /, db: str, *, unchecked: bool, **_: object) -> None:
     """Sell the seats of events over HTTP, and never sell a seat twice."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escape what it cannot show
             stream.reconfigure(errors="backslashreplace")
-    if context.invoked_subcommand is None:
+    if sys.platform == "win32" and context.invoked_subcommand is None:
+        raise click.ClickException(
+            "TicketBoss needs the file locks of Linux or macOS. On Windows it runs in "
+            "WSL: `wsl --install`, then the same commands there."
+        )
+    if unchecked:
+        check_unchecked(context)
+        with tempfile.TemporaryDirectory(prefix="ticketboss-unchecked-") as folder:
+            context.params["db"] = f"{folder}/db.json"
+            context.params["think"] = context.params["think"] or UNCHECKED_THINK_S
+            serve(settings_from(context, standalone=True))
+    elif context.invoked_subcommand is None:
         with exit_with_message(db):
             serve(settings_from(context, standalone=True))
+
+
+def check_unchecked(context: click.Context) -> None:
+    """Refuse to lose the sales of a database that somebody named."""
+    if context.invoked_subcommand is not None:
+        raise click.UsageError("--unchecked is for the server alone.")
+    if context.get_parameter_source("db") != click.core.ParameterSource.DEFAULT:
+        raise click.UsageError(
+            "--unchecked loses sales, so it takes no --db (or TICKETBOSS_DB): it uses "
+            "a throwaway folder."
+        )
 
 
 def serve(settings: Settings) -> None:
@@ -4994,6 +5397,12 @@ def print_banner(app: App, urls: list[str]) -> None:
     if first_is_admin(app.settings) and not accounts.members:
         click.echo("The first account registered from this machine will be an admin.")
     event = app.box_office.database().document(None).event
+    if app.settings.unchecked:
+        warning = (
+            "NO CHECK: whoever saves last wins, and sales get lost. It pauses "
+            f"{app.settings.think_s:g} s before it saves, and keeps nothing in the end."
+        )
+        click.secho(warning, fg="red", bold=True)
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
         f"stored in {app.store.path}\n"
@@ -5001,6 +5410,8 @@ def print_banner(app: App, urls: list[str]) -> None:
         f"  curl {urls[0]}/event\n"
         f'  curl -d \'{{"partnerId":"abc-corp","seats":3}}\' {urls[0]}/reservations\n'
     )
+    if app.settings.host in {"0.0.0.0", "::", "*"}:  # noqa: S104 -- compared, not bound
+        click.echo(f"Write on the board:  {urls[0]}/?name=anna\n")
 
 
 def command_option(name: str) -> Callable[[Any], Any]:
@@ -5218,7 +5629,7 @@ def prompt_for_password() -> str:
     type=click.IntRange(1, 64),
     help="Number of events to spread the buyers over.",
 )
-@click.option("--strategy", "only", multiple=True, type=click.Choice(STRATEGIES))
+@click.option("--strategy", "only", multiple=True, type=click.Choice([*STRATEGIES]))
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--predict", is_flag=True, help="Let the class guess first.")
 def race(
@@ -5228,47 +5639,107 @@ def race(
     only: tuple[str, ...],
     as_json: bool,
     predict: bool,
-    **sizes: int,
+    **numbers: int,
 ) -> None:
     """Race buyers without a check, with a lock, and optimistic, on a throwaway file."""
-    plans = race_plans(think, events)
-    if sizes["seats"] < max(count for count, *_ in plans):
+    sizes = RaceSizes(**numbers)
+    rounds: Rounds = {case: [] for case in race_cases(think, events, only)}
+    if sizes.seats < max((case.events for case in rounds), default=1):
         raise click.UsageError(
             "--seats must be enough for a seat in each event. There are 8 events in "
             "one of the races; --events 1 leaves it out."
         )
-    guess = predict and click.prompt("Which loses sales? Which is fastest?", err=True)
-    rows: list[dict[str, Any]] = []
-    example: list[str] = []
-    for count, think_s, strategies in plans:
-        group = []
-        for strategy in filter((only or strategies).__contains__, strategies):
-            click.echo(f"... {strategy}", err=True)
-            row, history, kept = run_race(strategy, sizes, count, think_s)
-            if strategy == "none" and not example:
-                example = lost_update_example(history, kept)
-            group.append(row)
-        rows += group
-        if group and not as_json:
-            title = f"Events: {count}, thinking: {think_s * 1e3:.0f} ms"
-            click.echo(table(title, group))
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
+    guesses = ask_for_guesses() if predict else None
+    announce_race(sizes, rounds)
+    try:
+        run_rounds(sizes, rounds)
+    except KeyboardInterrupt:
+        click.echo(err=True)
+        print_race(sizes, rounds, as_json=as_json)
+        raise click.Abort from None
+    except OSError as error:
+        click.echo(err=True)
+        raise click.ClickException(
+            f"The race cannot run here: {error}. It needs a writable /dev/shm and a "
+            "writable temporary folder (TMPDIR)."
+        ) from None
+    print_race(sizes, rounds, as_json=as_json)
+    if guesses and not as_json:
+        click.echo(verdict(guesses, rounds))
+    checked = [shown_result(rounds[c]) for c in rounds if c.strategy != "none"]
+    sys.exit(any(result.lost or result.oversold for result in checked))
+
+
+def race_cases(
+    think_s: float | None, events: int | None, only: tuple[str, ...]
+) -> list[Case]:
+    """The cases to race, in the order of the table."""
+    if think_s is None and events is None:
+        safe = ("lock", "optimistic")
+        plans = [(1, 0.005, (*STRATEGIES,)), (8, 0.005, safe), (1, 0.0, safe)]
     else:
-        guessed = [f"You said: {guess}"] if predict else []
-        click.echo("\n".join(["", *example, *conclusions(rows), *guessed]))
-    checked = [row for row in rows if row["strategy"] != "none"]
-    sys.exit(any(row["lost"] or row["oversold"] for row in checked))
+        plans = [(events or 1, 0.005 if think_s is None else think_s, (*STRATEGIES,))]
+    return [
+        Case(strategy, count, pause_s)
+        for count, pause_s, strategies in plans
+        for strategy in strategies
+        if not only or strategy in only
+    ]
 
 
-def race_plans(
-    think: float | None, events: int | None
-) -> list[tuple[int, float, tuple[str, ...]]]:
-    """The races to run: number of events, pause, strategies."""
-    if think is not None or events is not None:
-        return [(events or 1, 0.005 if think is None else think, STRATEGIES)]
-    safe = STRATEGIES[1:]
-    return [(1, 0.005, STRATEGIES), (8, 0.005, safe), (1, 0.0, safe)]
+def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
+    """Say how long it will take."""
+    seconds = estimated_s(sizes, cases)
+    duration_text = f"{seconds:.0f} seconds"
+    if seconds > 120:
+        duration_text = f"{seconds / 60:.0f} minutes"
+    click.echo(
+        f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C shows "
+        "what there is.",
+        err=True,
+    )
+
+
+def print_race(sizes: RaceSizes, rounds: Rounds, *, as_json: bool) -> None:
+    """Print the table, the interleaving and the conclusions; or the rows as JSON."""
+    results = [shown_result(each) for each in rounds.values() if each]
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(results), indent=2))
+        return
+    if not results:
+        return
+    example: list[str] = []
+    for case, each in rounds.items():
+        for one in each if case.strategy == "none" else []:
+            example = example or lost_update_example(one.history, one.kept)
+    head = (
+        f"{sizes.clients} buyers, {sizes.requests} orders, {sizes.seats} seats, "
+        f"thinking {results[0].think_ms} ms. Medians of {ROUNDS} rounds."
+    )
+    lines = [head, *table(results), "", *example, *conclusions(rounds)]
+    may_colour = False if "NO_COLOR" in os.environ else None  # None: if a terminal
+    click.echo("\n".join(lines), color=may_colour)
+
+
+def ask_for_guesses() -> tuple[str, str]:
+    """What the class expects to lose sales, and what to be fastest."""
+    for strategy, explanation in STRATEGIES.items():
+        click.echo(f"  {strategy:11} {explanation}", err=True)
+    choice = click.Choice([*STRATEGIES])
+    loses = click.prompt("Which loses sales?", type=choice, err=True)
+    wins = click.prompt("Which of the others is fastest?", type=choice, err=True)
+    return loses, wins
+
+
+def verdict(guesses: tuple[str, str], rounds: Rounds) -> str:
+    """The guesses beside what came out; the first cases decide which is fastest."""
+    loses, wins = guesses
+    losers = [case.strategy for case in rounds if shown_result(rounds[case]).lost]
+    first = "right" if loses in losers else f"it was {', '.join(losers) or 'nothing'}"
+    safe = [rounds[case] for case in rounds if case.strategy != "none"][:2]
+    winner = comparison(*safe)[0] if len(safe) == 2 else ""
+    second = "right" if wins == winner else f"it was {winner or 'too close to call'}"
+    return f"You guessed: {loses} loses sales ({first}), {wins} is fastest ({second})."
 
 
 if __name__ == "__main__":

@@ -139,8 +139,9 @@ class Server:
 
     def __init__(self, db: Path, *options: str, **env: str) -> None:
         self.db = db
+        file = [] if "--unchecked" in options else ["--db", str(db)]
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), "--db", str(db), "--port", "0", *options],
+            [sys.executable, str(PROGRAM), *file, "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
