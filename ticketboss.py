@@ -114,6 +114,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     seats: int = 500  # of the seeded event
     think_s: float = 0.0  # pause between reading and saving
     require_login: bool = False
+    require_if_match: bool = False
     rate_limit: str = ""
     rate_storage: str = "memory://"
     login_limit: str = "10 per minute"  # failures, for an account and an address
@@ -132,6 +133,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 # value. Knows no files, no clock and no HTTP.
 
 Status = Literal["confirmed", "waitlisted", "cancelled"]
+Sales = Literal["open", "closed"]
 QueueRule = Literal["never", "when short", "when sold out"]  # when an order may wait
 NonNegative = Annotated[int, Meta(ge=0)]
 
@@ -172,7 +174,8 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
-    key_uses: tuple[KeyUse, ...] = ()  # what opened it
+    key_uses: tuple[KeyUse, ...] = ()  # what opened and changed it
+    sales: Sales = "open"
     deleted: bool = (
         False  # kept as a stub, so that a new event goes on counting versions
     )
@@ -320,6 +323,29 @@ class Stale(TicketBossError):
         self.version = version
 
 
+class ConditionRequired(TicketBossError):
+    """The caller named no version, and this server requires one."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            "A change must say which version it is based on, so that it undoes nothing "
+            "that others did meanwhile. Read the event; if you still want this, resend "
+            f'it with If-Match: "{version}".'
+        )
+        self.version = version
+
+
+NONE_NAMED: Final = frozenset({"none"})  # no version, where one is required
+
+
+class SalesClosed(TicketBossError):
+    """Nothing is sold until sales are opened again."""
+
+
+class TooFewSeats(TicketBossError):
+    """An event cannot have fewer seats than are confirmed or waited for."""
+
+
 class LoginRequired(TicketBossError):
     """The caller has to log in first."""
 
@@ -424,10 +450,12 @@ class Document(Struct, frozen=True):
         """Sell `order`, or let it join the end of the waiting list; one change.
 
         While anyone waits, newcomers get nothing: free seats are reserved for the head
-        of the list. Raises NotEnoughSeats if `queue` forbids waiting, or if the order
-        exceeds the whole event: it would block the list for ever.
+        of the list. Raises SalesClosed, and NotEnoughSeats if `queue` forbids waiting
+        or if the order exceeds the whole event: it would block the list for ever.
         """
         event = self.event
+        if event.sales == "closed":
+            raise SalesClosed("Sales are closed")
         on_sale = 0 if self.waiting else event.available_seats
         order = replace(order, event_version_at_reservation=event.version + 1)
         if order.seats <= on_sale:
@@ -457,6 +485,33 @@ class Document(Struct, frozen=True):
         if held.status == "confirmed":
             raise AlreadyExists("You already booked this event")
         return self
+
+    def change(self, changes: dict[str, Any]) -> Document:
+        """Change what an event is, and promote who fits now; one change.
+
+        Returns the same object if nothing is different. Raises TooFewSeats.
+        """
+        event = replace(self.event, **changes)
+        if event == self.event:
+            return self
+        confirmed = self.event.total_seats - self.event.available_seats
+        if event.total_seats < confirmed:
+            raise TooFewSeats(
+                f"{confirmed} seats are confirmed, so totalSeats cannot be "
+                f"{event.total_seats}"
+            )
+        largest = max((order.seats for order in self.waiting_list()), default=0)
+        if event.total_seats < largest:
+            raise TooFewSeats(
+                f"An order of {largest} seats waits, so totalSeats cannot be "
+                f"{event.total_seats}"
+            )
+        event = replace(
+            event,
+            version=event.version + 1,
+            available_seats=event.total_seats - confirmed,
+        )
+        return self._with(event, {}).promote()
 
     def find_booking(
         self, names: frozenset[str], account_id: int | None = None
@@ -581,12 +636,13 @@ class Document(Struct, frozen=True):
         held = self.reservations.get(reservation_id)
         return find_key_use(held.origin.key_uses, key, request) if held else None
 
-    def remember_opening(self, key: str | None, request: str) -> Document:
-        """This new document, in which a repeat of its opening is recognised."""
+    def remember_change(self, key: str | None, request: str) -> Document:
+        """This document, in which a repeat of opening or changing it is recognised."""
         if key is None:
             return self
         use = KeyUse(key, request, self.event.version)
-        event = replace(self.event, key_uses=(use,))
+        uses = (*self.event.key_uses, use)[-MAX_KEY_USES:]
+        event = replace(self.event, key_uses=uses)
         return Document(event, self.reservations, self.waiting)
 
     def remember_return(
@@ -602,7 +658,12 @@ class Document(Struct, frozen=True):
         return self._with(self.event, {reservation_id: remembering})
 
     def require_version(self, versions: frozenset[str] | None) -> None:
-        """Raise Stale if the caller named versions and the event is at none of them."""
+        """Raise Stale if the caller named versions and the event is at none of them.
+
+        NONE_NAMED raises ConditionRequired.
+        """
+        if versions is NONE_NAMED:
+            raise ConditionRequired(self.event.version)
         if versions is not None and str(self.event.version) not in versions:
             raise Stale(self.event.version, versions)
 
@@ -2006,9 +2067,10 @@ class BoxOffice:
                 own_id = key
             maker = caller.account.id if caller.account else None
             opened = replace(event, event_id=own_id, created_by=maker)
-            (existing or Document.of(opened, {})).require_version(caller.if_match)
+            if caller.if_match is not NONE_NAMED:  # of what may not be there yet
+                (existing or Document.of(opened, {})).require_version(caller.if_match)
             document = Document.open(existing, opened)
-            return database.with_document(document.remember_opening(caller.key, wanted))
+            return database.with_document(document.remember_change(caller.key, wanted))
 
         pending = self.transactions.transact(decide)
         if not pending.changed:
@@ -2049,6 +2111,31 @@ class BoxOffice:
             return database
 
         self.transactions.transact(decide)
+
+    def change_event(
+        self, event_id: str, changes: dict[str, Any], caller: Caller
+    ) -> Outcome:
+        """Change facts of an event, by the names that they have in Event.
+
+        Once for each key. Raises NotFound, TooFewSeats, Stale, KeyReused, LoginRequired
+        or NotAllowed.
+        """
+        key = caller.key and f"change {caller.key}"  # another than of its opening
+        wanted = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:32]
+
+        def decide(document: Document) -> Document:
+            self._require_event_owner(document, caller)
+            if find_key_use(document.event.key_uses, key, wanted):
+                return document
+            document.require_version(caller.if_match)
+            after = document.change(changes)
+            return after if after is document else after.remember_change(key, wanted)
+
+        outcome = self._change(event_id, decide)
+        use = find_key_use(outcome.document.event.key_uses, key, wanted)
+        if outcome.changed or use is None:
+            return outcome
+        return replace(outcome, first_version=use.version)
 
     def register(self, account: Account, *, first_is_admin: bool) -> Registration:
         """Register an account; with `first_is_admin`, the first one is an admin.
@@ -2148,8 +2235,11 @@ STATUS: Final[dict[type[TicketBossError], int]] = {
     NotFound: 404,
     NotEnoughSeats: 409,
     AlreadyExists: 409,
+    SalesClosed: 409,
+    TooFewSeats: 409,
     Stale: 412,
     KeyReused: 422,
+    ConditionRequired: 428,
     InDoubt: 500,
     Unavailable: 503,
     Damaged: 503,
@@ -2298,6 +2388,7 @@ Password = Annotated[
     ),
 ]
 Seats = Annotated[int, between(1, MAX_SEATS)]
+Price = Annotated[int, between(0, 10**9)]
 ONE_OF_STATUS: Final = rule(f"{{}} must be one of {', '.join(get_args(Status))}")
 Count = Annotated[int, rule("{} must be a whole number, 1 or more", ge=1, le=10**7)]
 
@@ -2448,6 +2539,15 @@ def json_body(example: str = "{}") -> Body:
     return body
 
 
+def utc_timestamp(date: str) -> str:
+    """A day or a time as a time in UTC; 400 if it is neither."""
+    try:
+        at = datetime.fromisoformat(date)
+        return timestamp(at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        abort(400, "date must be a date like 2024-12-01")
+
+
 def is_email(address: str) -> bool:
     """Whether it looks like one."""
     is_plain = address.isprintable() and len(address) <= 200
@@ -2483,7 +2583,10 @@ def caller() -> Caller:
         account_id = g.account.id if g.account else 0
         scope = msgspec.json.encode([request.blueprint, account_id, g.key])
         key = hashlib.sha256(scope).hexdigest()[:32]
-    return Caller(g.account, g.if_match, key)
+    if_match = g.if_match
+    if app.settings.require_if_match and "HTTP_IF_MATCH" not in request.environ:
+        if_match = NONE_NAMED
+    return Caller(g.account, if_match, key)
 
 
 def require_login(*, admin: bool = False) -> None:
@@ -2588,6 +2691,15 @@ def set_outcome_headers(outcome: Outcome) -> None:
     g.headers["ETag"] = f'"{version}"'
 
 
+def open_event(event: Event, event_id: int | str | None) -> Event:
+    """Open an event, and tell the client where it is."""
+    outcome = app.box_office.open_event(event, event_id, caller())
+    set_outcome_headers(outcome)
+    opened = outcome.document.event
+    g.headers["Location"] = f"/events/{quote(str(opened.event_id), safe='')}"
+    return opened
+
+
 def set_sale_headers(outcome: Outcome, event_id: str | None) -> None:
     """Tell the client also where the reservation is, and whether it was sold before."""
     set_outcome_headers(outcome)
@@ -2647,6 +2759,9 @@ def handle_refusal(error: TicketBossError) -> Response:
         g.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Stale):
         g.headers["ETag"] = f'"{error.version}"'
+    if isinstance(error, ConditionRequired):
+        g.headers["ETag"] = f'"{error.version}"'
+        g.headers["Cache-Control"] = "no-store"
     if isinstance(error, Contended):
         status = {"POST": 409, "DELETE": 500}.get(request.method, status)
         text = CONTENDED.format("cancel" if request.method == "DELETE" else "complete")
@@ -3238,7 +3353,7 @@ class InitializeBody(Fields):
     """{"name":"Tech Conference 2025","totalTickets":100}."""
 
     total_tickets: Seats
-    price: Annotated[int, between(0, 10**9)] | None = None
+    price: Price | None = None
     event_id: NewId | None = None
     name: PlainText | None = None
 
@@ -3268,15 +3383,6 @@ def initialize(sent: InitializeBody) -> Response:
     }
     answer = {"message": "Event initialized", "id": event.event_id, **opened}
     return json_response({**answer, "event": opened}, 201)
-
-
-def open_event(event: Event, event_id: int | str | None) -> Event:
-    """Open an event, and tell the client where it is."""
-    outcome = app.box_office.open_event(event, event_id, caller())
-    set_outcome_headers(outcome)
-    opened = outcome.document.event
-    g.headers["Location"] = f"/events/{quote(str(opened.event_id), safe='')}"
-    return opened
 
 
 class UserBody(Fields):
@@ -3386,6 +3492,44 @@ def event_detail_json(event: Event) -> Body:
         "availableTickets": event.available_seats,
         "price": event.price,
     }
+
+
+WHAT_CHANGES: Final = "Send a value for name, totalSeats, price, date or sales."
+
+
+class EventChanges(Fields):
+    """{"totalSeats":600}."""
+
+    name: PlainText | None = None
+    total_seats: Seats | None = None
+    price: Price | None = None
+    date: PlainText | None = None
+    sales: Annotated[Sales, rule("{} must be open or closed")] | None = None
+
+
+@booking.patch("/events/<event_id>")
+@operation()
+def change_event(sent: EventChanges, event_id: str) -> Response:
+    """Change an event: 200 ChangedEvent; 404; 409 if too many seats are taken."""
+    given = json_body()
+    for name in [name for name, value in given.items() if value is None] or [
+        *given.keys() - {each.name for each in fields_of(EventChanges)}
+    ]:
+        abort(400, f"{name!a:.99} cannot be changed. {WHAT_CHANGES}")
+    changes = {
+        name: value
+        for name, value in msgspec.structs.asdict(sent).items()
+        if value is not None
+    }
+    if not changes:
+        abort(400, f"Nothing is to be changed. {WHAT_CHANGES}")
+    if sent.date is not None:
+        changes["date"] = utc_timestamp(sent.date)
+    outcome = app.box_office.change_event(event_id, changes, caller())
+    set_outcome_headers(outcome)
+    event = outcome.document.event
+    answer = event_detail_json(event) | {"date": event.date, "sales": event.sales}
+    return json_response(answer)
 
 
 @booking.delete("/events/<event_id>")
@@ -3634,15 +3778,6 @@ def create_event(sent: EventBody) -> Response:
     return envelope("Event created successfully.", answer, 201)
 
 
-def utc_timestamp(date: str) -> str:
-    """A day or a time as a time in UTC; 400 if it is neither."""
-    try:
-        at = datetime.fromisoformat(date)
-        return timestamp(at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC))
-    except (ValueError, OverflowError):
-        abort(400, "date must be a date like 2024-12-01")
-
-
 @v1.get("/event")
 @operation(login="users")
 def list_v1_events() -> Response:
@@ -3815,6 +3950,8 @@ SHAPES: Final = {
     "EventStatus": "id, eventId, name, totalTickets, total_tickets, availableTickets, "
     "available_tickets, bookedTickets, waitingListCount, version",
     "Ticket": "message, status, eventId, reservationId, position?",
+    "ChangedEvent": "eventId, name, totalSeats, availableSeats, reservationCount, "
+    "version, id, totalTickets, availableTickets, price, date, sales",
     "DatedEvent": "id, name, date, totalTickets, availableTickets, createdBy, "
     "createdAt, updatedAt",
     "Booking": "id, eventId, userId, firstName, lastName, email, ticketsReserved, "
@@ -3846,7 +3983,7 @@ ANSWER_HEADERS: Final = {
 }
 ERRORS: Final = {  # that are possible wherever something is read, or changed
     "GET": ["400", "401", "421", "429", "500", "503"],
-    "change": ["403", "409", "412", "413", "415", "422"],
+    "change": ["403", "409", "412", "413", "415", "422", "428"],
 }
 
 
@@ -5238,6 +5375,11 @@ class PortOption(click.Option):
     help="Pause between reading and saving, for demonstrations, such as 200ms.",
 )
 @click.option("--require-login", is_flag=True, help="Every change needs a token.")
+@click.option(
+    "--require-if-match",
+    is_flag=True,
+    help="A change must name the version that it is based on.",
+)
 @click.option(
     "--rate-limit",
     default=DEFAULTS.rate_limit,
