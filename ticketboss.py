@@ -19,7 +19,8 @@ Section 5 is that idea. The sections above it are what it needs, the sections be
 it are what it is for; no section refers to a later one.
 
 1 Settings, 2 Values, 3 Rules, 4 Store, 5 Transactions, 6 Accounts, 7 Box office,
-8 HTTP, 9 Partner API, 10 Booking API, 11 /api/v1, 12 Page, 13 Race, 14 Server, 15 Main.
+8 HTTP, 9 Partner API, 10 Booking API, 11 /api/v1, 12 Description, 13 Page, 14 Race,
+15 Server, 16 Main.
 
 Known limits: one machine with POSIX file locks (no network drives); each change
 writes the whole file; without --require-login, anyone who can connect can do
@@ -47,6 +48,7 @@ import queue
 import random
 import re
 import secrets
+import shlex
 import signal
 import socket
 import stat
@@ -60,6 +62,7 @@ from collections import ChainMap, Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import (
     Annotated,
@@ -111,6 +114,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     seats: int = 500  # of the seeded event
     think_s: float = 0.0  # pause between reading and saving
     require_login: bool = False
+    require_if_match: bool = False
     rate_limit: str = ""
     rate_storage: str = "memory://"
     login_limit: str = "10 per minute"  # failures, for an account and an address
@@ -130,6 +134,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 # value. Knows no files, no clock and no HTTP.
 
 Status = Literal["confirmed", "waitlisted", "cancelled"]
+Sales = Literal["open", "closed"]
 QueueRule = Literal["never", "when short", "when sold out"]  # when an order may wait
 NonNegative = Annotated[int, Meta(ge=0)]
 
@@ -170,7 +175,8 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
-    key_uses: tuple[KeyUse, ...] = ()  # what opened it
+    key_uses: tuple[KeyUse, ...] = ()  # what opened and changed it
+    sales: Sales = "open"
     deleted: bool = (
         False  # kept as a stub, so that a new event goes on counting versions
     )
@@ -319,6 +325,29 @@ class Stale(TicketBossError):
         self.version = version
 
 
+class ConditionRequired(TicketBossError):
+    """The caller named no version, and this server requires one."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            "A change must say which version it is based on, so that it undoes nothing "
+            "that others did meanwhile. Read the event; if you still want this, resend "
+            f'it with If-Match: "{version}".'
+        )
+        self.version = version
+
+
+NONE_NAMED: Final = frozenset({"none"})  # no version, where one is required
+
+
+class SalesClosed(TicketBossError):
+    """Nothing is sold until sales are opened again."""
+
+
+class TooFewSeats(TicketBossError):
+    """An event cannot have fewer seats than are confirmed or waited for."""
+
+
 class LoginRequired(TicketBossError):
     """The caller has to log in first."""
 
@@ -423,10 +452,12 @@ class Document(Struct, frozen=True):
         """Sell `order`, or let it join the end of the waiting list; one change.
 
         While anyone waits, newcomers get nothing: free seats are reserved for the head
-        of the list. Raises NotEnoughSeats if `queue` forbids waiting, or if the order
-        exceeds the whole event: it would block the list for ever.
+        of the list. Raises SalesClosed, and NotEnoughSeats if `queue` forbids waiting
+        or if the order exceeds the whole event: it would block the list for ever.
         """
         event = self.event
+        if event.sales == "closed":
+            raise SalesClosed("Sales are closed")
         on_sale = 0 if self.waiting else event.available_seats
         order = replace(order, event_version_at_reservation=event.version + 1)
         if order.seats <= on_sale:
@@ -456,6 +487,33 @@ class Document(Struct, frozen=True):
         if held.status == "confirmed":
             raise AlreadyExists("You already booked this event")
         return self
+
+    def change(self, changes: dict[str, Any]) -> Document:
+        """Change what an event is, and promote who fits now; one change.
+
+        Returns the same object if nothing is different. Raises TooFewSeats.
+        """
+        event = replace(self.event, **changes)
+        if event == self.event:
+            return self
+        confirmed = self.event.total_seats - self.event.available_seats
+        if event.total_seats < confirmed:
+            raise TooFewSeats(
+                f"{confirmed} seats are confirmed, so totalSeats cannot be "
+                f"{event.total_seats}"
+            )
+        largest = max((order.seats for order in self.waiting_list()), default=0)
+        if event.total_seats < largest:
+            raise TooFewSeats(
+                f"An order of {largest} seats waits, so totalSeats cannot be "
+                f"{event.total_seats}"
+            )
+        event = replace(
+            event,
+            version=event.version + 1,
+            available_seats=event.total_seats - confirmed,
+        )
+        return self._with(event, {}).promote()
 
     def find_booking(
         self, names: frozenset[str], account_id: int | None = None
@@ -580,12 +638,13 @@ class Document(Struct, frozen=True):
         held = self.reservations.get(reservation_id)
         return find_key_use(held.origin.key_uses, key, request) if held else None
 
-    def remember_opening(self, key: str | None, request: str) -> Document:
-        """This new document, in which a repeat of its opening is recognised."""
+    def remember_change(self, key: str | None, request: str) -> Document:
+        """This document, in which a repeat of opening or changing it is recognised."""
         if key is None:
             return self
         use = KeyUse(key, request, self.event.version)
-        event = replace(self.event, key_uses=(use,))
+        uses = (*self.event.key_uses, use)[-MAX_KEY_USES:]
+        event = replace(self.event, key_uses=uses)
         return Document(event, self.reservations, self.waiting)
 
     def remember_return(
@@ -601,7 +660,12 @@ class Document(Struct, frozen=True):
         return self._with(self.event, {reservation_id: remembering})
 
     def require_version(self, versions: frozenset[str] | None) -> None:
-        """Raise Stale if the caller named versions and the event is at none of them."""
+        """Raise Stale if the caller named versions and the event is at none of them.
+
+        NONE_NAMED raises ConditionRequired.
+        """
+        if versions is NONE_NAMED:
+            raise ConditionRequired(self.event.version)
         if versions is not None and str(self.event.version) not in versions:
             raise Stale(self.event.version, versions)
 
@@ -2024,9 +2088,10 @@ class BoxOffice:
                 own_id = key
             maker = caller.account.id if caller.account else None
             opened = replace(event, event_id=own_id, created_by=maker)
-            (existing or Document.of(opened, {})).require_version(caller.if_match)
+            if caller.if_match is not NONE_NAMED:  # of what may not be there yet
+                (existing or Document.of(opened, {})).require_version(caller.if_match)
             document = Document.open(existing, opened)
-            return database.with_document(document.remember_opening(caller.key, wanted))
+            return database.with_document(document.remember_change(caller.key, wanted))
 
         pending = self.transactions.transact(decide)
         if not pending.changed:
@@ -2067,6 +2132,31 @@ class BoxOffice:
             return database
 
         self.transactions.transact(decide)
+
+    def change_event(
+        self, event_id: str, changes: dict[str, Any], caller: Caller
+    ) -> Outcome:
+        """Change facts of an event, by the names that they have in Event.
+
+        Once for each key. Raises NotFound, TooFewSeats, Stale, KeyReused, LoginRequired
+        or NotAllowed.
+        """
+        key = caller.key and f"change {caller.key}"  # another than of its opening
+        wanted = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:32]
+
+        def decide(document: Document) -> Document:
+            self._require_event_owner(document, caller)
+            if find_key_use(document.event.key_uses, key, wanted):
+                return document
+            document.require_version(caller.if_match)
+            after = document.change(changes)
+            return after if after is document else after.remember_change(key, wanted)
+
+        outcome = self._change(event_id, decide)
+        use = find_key_use(outcome.document.event.key_uses, key, wanted)
+        if outcome.changed or use is None:
+            return outcome
+        return replace(outcome, first_version=use.version)
 
     def register(self, account: Account, *, first_is_admin: bool) -> Registration:
         """Register an account; with `first_is_admin`, the first one is an admin.
@@ -2176,8 +2266,11 @@ STATUS: Final[dict[type[TicketBossError], int]] = {
     NotFound: 404,
     NotEnoughSeats: 409,
     AlreadyExists: 409,
+    SalesClosed: 409,
+    TooFewSeats: 409,
     Stale: 412,
     KeyReused: 422,
+    ConditionRequired: 428,
     InDoubt: 500,
     Unavailable: 503,
     Damaged: 503,
@@ -2187,7 +2280,7 @@ STATUS: Final[dict[type[TicketBossError], int]] = {
 }
 CONTENDED: Final = "Could not {} reservation due to concurrent updates. Please retry."
 ERROR_TEXTS: Final = {
-    404: "No such URL. README lists all of them, `GET /` the first ones to try.",
+    404: "No such URL. `GET /docs` lists all of them.",
     405: "This method is not allowed here. The Allow header lists those that are.",
     413: "The body is larger than 64 KiB.",
     429: "Too many requests from this IP, please try again later.",
@@ -2196,13 +2289,11 @@ ERROR_TEXTS: Final = {
 REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 UNDECIDED: Final = {400, 401, 403, 422}  # never came to a decision about seats
 JSON: Final = "application/json"
-PLAIN_TEXT: Final = (
-    r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}$"
-)
+PLAIN_TEXT: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]{1,200}$"
 NEW_ID: Final = (
     r"^(?!\.+$)[^/\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5"
-    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
-    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]{1,200}$"
+    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\\ufeff\\uffa0\\ufff0-\\ufff8\U000e0000-\U000e0fff]{1,200}$"
 )
 EMAIL: Final = r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s]+\.[^@\s]+$"
 MAX_SEATS: Final = 10**6
@@ -2230,6 +2321,7 @@ class App(Flask):
     store: Store
     box_office: BoxOffice
     served: Iterator[int]  # counts the answers
+    description: bytes = b""  # what /openapi.json says, once somebody has asked
     rate_limits: list[limits.RateLimitItem]  # on all routes
     login_limits: list[limits.RateLimitItem]
     limiter: Limiter
@@ -2329,6 +2421,7 @@ Password = Annotated[
     ),
 ]
 Seats = Annotated[int, between(1, MAX_SEATS)]
+Price = Annotated[int, between(0, 10**9)]
 ONE_OF_STATUS: Final = rule(f"{{}} must be one of {', '.join(get_args(Status))}")
 Count = Annotated[int, rule("{} must be a whole number, 1 or more", ge=1, le=10**7)]
 
@@ -2481,9 +2574,18 @@ def json_body(example: str = "{}") -> Body:
     return body
 
 
+def utc_timestamp(date: str) -> str:
+    """A day or a time as a time in UTC; 400 if it is neither."""
+    try:
+        at = datetime.fromisoformat(date)
+        return timestamp(at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        abort(400, "date must be a date like 2024-12-01")
+
+
 def is_email(address: str) -> bool:
     """Whether it looks like one."""
-    is_plain = re.search(PLAIN_TEXT, address) is not None
+    is_plain = address.isprintable() and len(address) <= 200
     return is_plain and re.search(EMAIL, address) is not None
 
 
@@ -2503,6 +2605,7 @@ def operation(*, login: str = "") -> Callable[[View], View]:
                 parse(Fields)
             return view(**arguments)
 
+        parsed.__dict__.update(kind=kind, login=login)  # for the description
         return parsed
 
     return decorate
@@ -2515,7 +2618,10 @@ def caller() -> Caller:
         account_id = g.account.id if g.account else 0
         scope = msgspec.json.encode([request.blueprint, account_id, g.key])
         key = hashlib.sha256(scope).hexdigest()[:32]
-    return Caller(g.account, g.if_match, key, g.attempts)
+    if_match = g.if_match
+    if app.settings.require_if_match and "HTTP_IF_MATCH" not in request.environ:
+        if_match = NONE_NAMED
+    return Caller(g.account, if_match, key, g.attempts)
 
 
 def require_login(*, admin: bool = False) -> None:
@@ -2575,6 +2681,22 @@ def bytes_response(body: bytes, content_type: str, status: int = 200) -> Respons
     return Response(body, status, content_type=content_type)
 
 
+def html_response(page: str) -> Response:
+    """A page, under a policy that runs its own script and no other."""
+    nonce = secrets.token_urlsafe(16)
+    html = page.replace("NONCE", nonce).encode()
+    response = bytes_response(html, "text/html; charset=utf-8")
+    response.headers |= {
+        "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src "
+        f"data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none'"
+        "; form-action 'none'; frame-ancestors 'none'",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return response
+
+
 def etag_response(document: Document, render: Callable[[], object]) -> Response:
     """What `render` returns, with the event's version as ETag; or 304."""
     etag = str(document.event.version)
@@ -2604,6 +2726,15 @@ def set_outcome_headers(outcome: Outcome) -> None:
         version = outcome.first_version
     g.headers["X-Attempts"] = str(outcome.attempts)
     g.headers["ETag"] = f'"{version}"'
+
+
+def open_event(event: Event, event_id: int | str | None) -> Event:
+    """Open an event, and tell the client where it is."""
+    outcome = app.box_office.open_event(event, event_id, caller())
+    set_outcome_headers(outcome)
+    opened = outcome.document.event
+    g.headers["Location"] = f"/events/{quote(str(opened.event_id), safe='')}"
+    return opened
 
 
 def set_sale_headers(outcome: Outcome, event_id: str | None) -> None:
@@ -2665,6 +2796,9 @@ def handle_refusal(error: TicketBossError) -> Response:
         g.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Stale):
         g.headers["ETag"] = f'"{error.version}"'
+    if isinstance(error, ConditionRequired):
+        g.headers["ETag"] = f'"{error.version}"'
+        g.headers["Cache-Control"] = "no-store"
     if isinstance(error, Contended):
         status = {"POST": 409, "DELETE": 500}.get(request.method, status)
         text = CONTENDED.format("cancel" if request.method == "DELETE" else "complete")
@@ -3098,7 +3232,7 @@ class AnyPath(BaseConverter):
 @partner.get("/_health")
 @open_to_all
 def health() -> Response:
-    """{"ok": true}; or 503, and what is wrong with the file or its disk."""
+    """The file and its disk: 200 {ok}; 503 {ok, error}."""
     problem = app.store.health()
     if problem:
         return json_response({"ok": False, "error": problem}, 503)
@@ -3107,7 +3241,7 @@ def health() -> Response:
 
 @partner.get("/event")
 def show_event() -> Response:
-    """{eventId, name, totalSeats, availableSeats, reservationCount, version}."""
+    """The seeded event: 200 Event; 304."""
     document = app.box_office.database().document(None)
     return etag_response(document, lambda: event_json(document.event))
 
@@ -3124,7 +3258,10 @@ class ReservationBody(Fields):
 @partner.post("/events/<event_id>/reservations")
 @operation()
 def create_reservation(sent: ReservationBody, event_id: str | None = None) -> Response:
-    """{partnerId, seats, waitlist?} -> 201; 202 with a position, or 409."""
+    """Reserve seats: 201 {reservationId, seats, status}; 409 if too few are left.
+
+    With "waitlist": true, also 202 {reservationId, seats, status, position}.
+    """
     queue: QueueRule = "when short" if sent.waitlist else "never"
     holder = sent.partner_id
     order = requested_reservation(event_id, holder, holder, sent.seats)
@@ -3153,7 +3290,7 @@ class ReturnedSeats(Fields):
 def cancel_reservation(
     sent: ReturnedSeats, reservation_id: str, event_id: str | None = None
 ) -> Response:
-    """204; {seats} or ?seats=2 returns part; 404."""
+    """Cancel, or return part: 204; 404."""
     outcome = app.box_office.cancel(event_id, reservation_id, sent.seats, caller())
     set_outcome_headers(outcome)
     return Response(status=204)
@@ -3172,7 +3309,7 @@ class ReservationQuery(Fields):
 @partner.get("/events/<event_id>/reservations")
 @operation()
 def list_reservations(sent: ReservationQuery, event_id: str | None = None) -> Response:
-    """[reservation, ...]; ?partnerId= &status= &limit= &after= narrow it."""
+    """List reservations: 200 [PublicReservation]; 304; 404."""
     document = app.box_office.database().document(event_id)
     limit = sent.limit
     if app.settings.require_login:
@@ -3209,7 +3346,7 @@ def selected_reservations(
 @partner.get("/reservations/<any_path:reservation_id>")
 @partner.get("/events/<event_id>/reservations/<any_path:reservation_id>")
 def show_reservation(reservation_id: str, event_id: str | None = None) -> Response:
-    """One reservation, cancelled or not; 404."""
+    """Show a reservation, cancelled or not: 200 PublicReservation; 304; 404."""
     document = app.box_office.database().document(event_id)
     reservation = document.reservations.get(reservation_id)
     if reservation is None or not own_reservations([reservation]):
@@ -3333,7 +3470,7 @@ class InitializeBody(Fields):
     """{"name":"Tech Conference 2025","totalTickets":100}."""
 
     total_tickets: Seats
-    price: Annotated[int, between(0, 10**9)] | None = None
+    price: Price | None = None
     event_id: NewId | None = None
     name: PlainText | None = None
 
@@ -3347,7 +3484,10 @@ class InitializeBody(Fields):
 @for_admins_if_login_is_required
 @operation()
 def initialize(sent: InitializeBody) -> Response:
-    """{name or eventId, totalTickets, price?} -> 201 and the event."""
+    """Open an event, numbered if it is given no id.
+
+    201 {message, id, eventId, name, totalTickets, availableTickets, event}; 409.
+    """
     total, price = sent.total_tickets, sent.price or 0
     name = sent.name or normalize_text(f"Event {sent.event_id}")
     event = Event("", name, total, total, 0, price, created_at=timestamp())
@@ -3360,15 +3500,6 @@ def initialize(sent: InitializeBody) -> Response:
     }
     answer = {"message": "Event initialized", "id": event.event_id, **opened}
     return json_response({**answer, "event": opened}, 201)
-
-
-def open_event(event: Event, event_id: int | str | None) -> Event:
-    """Open an event, and tell the client where it is."""
-    outcome = app.box_office.open_event(event, event_id, caller())
-    set_outcome_headers(outcome)
-    opened = outcome.document.event
-    g.headers["Location"] = f"/events/{quote(str(opened.event_id), safe='')}"
-    return opened
 
 
 class UserBody(Fields):
@@ -3390,7 +3521,7 @@ class UserBody(Fields):
 @booking.post("/book")
 @operation()
 def book_ticket(sent: UserBody) -> Response:
-    """{eventId, userId or userEmail} -> 200 with a ticket or a place in the list."""
+    """Book a ticket: 200 Ticket, with a position for who waits; 404; 409."""
     event_id = str(sent.event_id)
     name = sent.user_name()
     names = app.box_office.names_of(name, caller(), admins_for_others=False)
@@ -3410,7 +3541,7 @@ def book_ticket(sent: UserBody) -> Response:
 @booking.post("/cancel")
 @operation()
 def cancel_ticket(sent: UserBody) -> Response:
-    """{eventId, userId or userEmail} -> 200; the first to wait has the ticket; 404."""
+    """Cancel a ticket; the first to wait has it: 200 Ticket; 404."""
     event_id = str(sent.event_id)
     name = sent.user_name()
     names = app.box_office.names_of(name, caller(), admins_for_others=True)
@@ -3436,7 +3567,7 @@ def booking_response(outcome: Outcome, kind: str, status: str, **more: int) -> R
 
 @booking.get("/status/<event_id>")
 def show_status(event_id: str) -> Response:
-    """How many tickets are left and how many wait, in the words of three systems."""
+    """How many tickets are left, and how many users wait: 200 EventStatus; 404."""
     document = app.box_office.database().document(event_id)
     event = document.event
     return json_response(
@@ -3457,14 +3588,14 @@ def show_status(event_id: str) -> Response:
 
 @booking.get("/events")
 def list_events() -> Response:
-    """[event, ...], the seeded one first."""
+    """List events, the seeded one first: 200 [EventDetail]."""
     documents = app.box_office.database().events()
     return json_response([event_detail_json(d.event) for d in documents])
 
 
 @booking.get("/events/<event_id>")
 def show_one_event(event_id: str) -> Response:
-    """One event, in the words of partners and of users."""
+    """Show an event: 200 EventDetail; 304; 404."""
     document = app.box_office.database().document(event_id)
     return etag_response(document, lambda: event_detail_json(document.event))
 
@@ -3480,10 +3611,48 @@ def event_detail_json(event: Event) -> Body:
     }
 
 
+WHAT_CHANGES: Final = "Send a value for name, totalSeats, price, date or sales."
+
+
+class EventChanges(Fields):
+    """{"totalSeats":600}."""
+
+    name: PlainText | None = None
+    total_seats: Seats | None = None
+    price: Price | None = None
+    date: PlainText | None = None
+    sales: Annotated[Sales, rule("{} must be open or closed")] | None = None
+
+
+@booking.patch("/events/<event_id>")
+@operation()
+def change_event(sent: EventChanges, event_id: str) -> Response:
+    """Change an event: 200 ChangedEvent; 404; 409 if too many seats are taken."""
+    given = json_body()
+    for name in [name for name, value in given.items() if value is None] or [
+        *given.keys() - {each.name for each in fields_of(EventChanges)}
+    ]:
+        abort(400, f"{name!a:.99} cannot be changed. {WHAT_CHANGES}")
+    changes = {
+        name: value
+        for name, value in msgspec.structs.asdict(sent).items()
+        if value is not None
+    }
+    if not changes:
+        abort(400, f"Nothing is to be changed. {WHAT_CHANGES}")
+    if sent.date is not None:
+        changes["date"] = utc_timestamp(sent.date)
+    outcome = app.box_office.change_event(event_id, changes, caller())
+    set_outcome_headers(outcome)
+    event = outcome.document.event
+    answer = event_detail_json(event) | {"date": event.date, "sales": event.sales}
+    return json_response(answer)
+
+
 @booking.delete("/events/<event_id>")
 @operation()
 def delete_event(event_id: str) -> Response:
-    """204: the event is gone, with all its bookings. The seeded one stays: 409."""
+    """Remove an event with all its bookings: 204; 404; 409 for the seeded one."""
     outcome = app.box_office.close_event(event_id, caller())
     g.headers["X-Attempts"] = str(outcome.attempts)
     return Response(status=204)
@@ -3511,7 +3680,7 @@ class ReportQuery(Fields):
 @booking.get("/events/<event_id>/report")
 @operation()
 def show_report(sent: ReportQuery, event_id: str) -> Response:
-    """What one event has sold, as JSON or CSV."""
+    """What one event has sold: 200 Report or text/csv; 404."""
     report = app.box_office.database().document(event_id).report()
     return csv_response([report]) if sent.wants_csv() else json_response(report)
 
@@ -3519,7 +3688,7 @@ def show_report(sent: ReportQuery, event_id: str) -> Response:
 @booking.get("/report")
 @operation()
 def show_all_reports(sent: ReportQuery) -> Response:
-    """{events: [report, ...], totals: {...}}, as JSON or CSV."""
+    """What all events have sold: 200 {events, totals} or text/csv."""
     reports = [document.report() for document in app.box_office.database().events()]
     if sent.wants_csv():
         return csv_response(reports)
@@ -3573,7 +3742,7 @@ class LoginBody(Fields, kw_only=True):
 @is_a_login
 @operation()
 def log_in(sent: LoginBody) -> Response:
-    """{email | username | userId, password} -> {token, accessToken, ...}."""
+    """Log in: 200 {token, accessToken, tokenType, expiresIn}; 401."""
     token = log_in_within_limits(*sent.kind_and_name(), sent.password)
     return json_response(
         {
@@ -3628,7 +3797,7 @@ class RegisterBody(Fields):
 @is_a_registration
 @operation()
 def register(sent: RegisterBody) -> Response:
-    """{username, email, password} -> 201 {id, username, email}; 409 if taken."""
+    """Register: 201 {id, username, email}; 409 if taken."""
     password_hash = hash_password(sent.password)
     registration = app.box_office.register(
         Account(0, sent.username, sent.email, password_hash, "user"),
@@ -3688,7 +3857,7 @@ class EmailLoginBody(Fields):
 @is_a_login
 @operation()
 def log_in_by_email(sent: EmailLoginBody) -> Response:
-    """{email, password} -> {token}."""
+    """Log in: 200 {token}; 401."""
     token = log_in_within_limits("email", sent.email, sent.password)
     return envelope("Login successful.", {"token": token})
 
@@ -3696,7 +3865,7 @@ def log_in_by_email(sent: EmailLoginBody) -> Response:
 @v1.get("/auth/me")
 @operation(login="users")
 def show_me() -> Response:
-    """{id, username, email} of the caller."""
+    """Show who asks: 200 {id, username, email}."""
     return envelope("User retrieved successfully.", account_json(g.account))
 
 
@@ -3717,7 +3886,7 @@ class EventBody(Fields, kw_only=True):
 @v1.post("/event")
 @operation(login="admins")
 def create_event(sent: EventBody) -> Response:
-    """{name, date, totalTickets, availableTickets?} -> 201, the event; for admins."""
+    """Open an event: 201 DatedEvent."""
     total = sent.total_tickets
     date = utc_timestamp(sent.date)
     event = Event("", sent.name, total, total, 0, 0, date, g.account.id, timestamp())
@@ -3726,19 +3895,10 @@ def create_event(sent: EventBody) -> Response:
     return envelope("Event created successfully.", answer, 201)
 
 
-def utc_timestamp(date: str) -> str:
-    """A day or a time as a time in UTC; 400 if it is neither."""
-    try:
-        at = datetime.fromisoformat(date)
-        return timestamp(at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC))
-    except (ValueError, OverflowError):
-        abort(400, "date must be a date like 2024-12-01")
-
-
 @v1.get("/event")
 @operation(login="users")
 def list_v1_events() -> Response:
-    """[event, ...], the seeded one last."""
+    """List events, the seeded one last: 200 [DatedEvent]."""
     seeded, *others = map(v1_event_json, app.box_office.database().events())
     return envelope("Events retrieved successfully.", [*others, seeded])
 
@@ -3764,14 +3924,14 @@ def v1_event_json(document: Document) -> Body:
 @v1.delete("/event/<event_id>")
 @operation(login="admins")
 def delete_v1_event(event_id: str) -> Response:
-    """For admins."""
+    """Remove an event with all its bookings: 200; 404; 409 for the seeded one."""
     outcome = app.box_office.close_event(event_id, caller())
     g.headers["X-Attempts"] = str(outcome.attempts)
     return envelope("Event deleted successfully.")
 
 
 class BookingBody(Fields, kw_only=True):
-    """{"eventId":"3","firstName":"Ann","email":"ann@a.org","ticketsReserved":"2"}."""
+    """{"eventId":"node-meetup-2025","firstName":"A","email":"a@b.co","ticketsReserved":"2"}."""
 
     event_id: Id
     tickets_reserved: Seats
@@ -3783,7 +3943,7 @@ class BookingBody(Fields, kw_only=True):
 @v1.post("/booking")
 @operation()
 def create_booking(sent: BookingBody) -> Response:
-    """{eventId, firstName, lastName?, email, ticketsReserved} -> 201; 200 waiting."""
+    """Book tickets: 201 Booking; 200 Booking, waiting if sold out; 404; 409."""
     event_id = str(sent.event_id)
     person = {
         "first_name": sent.first_name,
@@ -3841,7 +4001,7 @@ class CancelledTickets(Fields):
 @v1.delete("/booking/<number>")
 @operation()
 def cancel_booking(sent: CancelledTickets, number: str) -> Response:
-    """{bookingId?, ticketsToCancel?} -> 200; without a number, all that is left."""
+    """Cancel tickets, all that are left if no number is given: 200; 404."""
     if str(number if sent.booking_id is None else sent.booking_id) != number:
         abort(400, "bookingId is not the one in the path")
     if request.content_type and not request.get_data():
@@ -3883,7 +4043,7 @@ def find_booking(number: str) -> tuple[str, str]:
 
 @v1.get("/booking/status/<event_id>")
 def show_booking_status(event_id: str) -> Response:
-    """{availableTickets, waitlistedCount}."""
+    """How many tickets are left: 200 {availableTickets, waitlistedCount}; 404."""
     document = app.box_office.database().document(event_id)
     return envelope(
         "Event status retrieved successfully.",
@@ -3894,7 +4054,332 @@ def show_booking_status(event_id: str) -> Response:
     )
 
 
-# === 12. Page ================================================================
+# === 12. Description =========================================================
+# /openapi.json and /docs. Paths come from the URL map, what a route takes from its
+# declared fields, and what it answers from its docstring: `201 {id, name}; 404`, where
+# a name with a capital is a shape. The tests hold the server to all of it.
+
+description: Final = Blueprint("description", __name__)
+SHAPES: Final = {
+    "Event": "eventId, name, totalSeats, availableSeats, reservationCount, version",
+    "EventDetail": "eventId, name, totalSeats, availableSeats, reservationCount, "
+    "version, id, totalTickets, availableTickets, price",
+    "EventStatus": "id, eventId, name, totalTickets, total_tickets, availableTickets, "
+    "available_tickets, bookedTickets, waitingListCount, version",
+    "Ticket": "message, status, eventId, reservationId, position?",
+    "ChangedEvent": "eventId, name, totalSeats, availableSeats, reservationCount, "
+    "version, id, totalTickets, availableTickets, price, date, sales",
+    "DatedEvent": "id, name, date, totalTickets, availableTickets, createdBy, "
+    "createdAt, updatedAt",
+    "Booking": "id, eventId, userId, firstName, lastName, email, ticketsReserved, "
+    "bookingStatus, createdAt, updatedAt",
+}
+TYPES: Final = {  # of the fields of answers that are no strings
+    "integer": "seats position totalSeats availableSeats reservationCount version "
+    "totalTickets availableTickets total_tickets available_tickets bookedTickets "
+    "waitingListCount waitlistedCount price expiresIn",
+    "integer string": "id eventId ticketsReserved",
+    "integer null": "userId createdBy",
+    "string null": "date createdAt updatedAt",
+    "object": "event totals",
+    "array": "events",
+    "boolean": "ok",
+}
+REQUEST_HEADERS: Final = {
+    "GET": {"If-None-Match": '^"[0-9]+"$'},
+    "change": {"If-Match": '^"[0-9]+"$', "Idempotency-Key": "^[!-~]{1,255}$"},
+}
+ANSWER_HEADERS: Final = {
+    "X-Request-ID": "The client's own, or a new one",
+    "ETag": "The version of the event",
+    "X-Attempts": "How many times the change was decided",
+    "Location": "Where to find what was made",
+    "Link": "The next page of a list",
+    "Retry-After": "Seconds to wait",
+    "Idempotent-Replayed": "true for a request that was answered before",
+}
+ERRORS: Final = {  # that are possible wherever something is read, or changed
+    "GET": ["400", "401", "421", "429", "500", "503"],
+    "change": ["403", "409", "412", "413", "415", "422", "428"],
+}
+
+
+@description.get("/openapi.json")
+def show_description() -> Response:
+    """Describe all operations: 200 application/json; 304."""
+    if not app.description:
+        app.description = msgspec.json.encode(openapi())
+    etag = hashlib.sha256(app.description).hexdigest()[:16]
+    g.headers["ETag"] = f'"{etag}"'
+    g.headers["Cache-Control"] = "no-cache"
+    if is_in_etags(request.headers.get("If-None-Match", ""), etag):
+        return Response(status=304)
+    return bytes_response(app.description, JSON)
+
+
+@description.get("/docs")
+def show_docs() -> Response:
+    """Show all operations, each with a line to try it: 200 text/html."""
+    return html_response(DOCS)
+
+
+def openapi() -> Body:
+    """The description of all operations."""
+    paths: dict[str, Body] = {}
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<(?:\w+:)?(\w+)>", lambda m: f"{{{camel(m[1])}}}", rule.rule)
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            operation = operation_json(rule.endpoint, method, path)
+            paths.setdefault(path, {})[method.lower()] = operation
+    schemas = msgspec.json.schema_components([PublicReservation, Report])[1]
+    headers = {
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in ANSWER_HEADERS.items()
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "TicketBoss", "version": "1"},
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas | {name: shape_schema(SHAPES[name]) for name in SHAPES},
+            "headers": headers,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def operation_json(endpoint: str, method: str, path: str) -> Body:
+    """One operation: what it takes, what it answers, and a line to try it."""
+    view: Any = app.view_functions[endpoint]
+    dialect = endpoint.partition(".")[0]
+    kind = getattr(view, "kind", None) or Fields
+    bearer: Body = {"bearer": []}
+    must_log_in = bool(getattr(view, "login", ""))
+    operation: Body = {
+        "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_").lower(),
+        "tags": [dialect],
+        "summary": str(view.__doc__).partition("\n")[0],
+        "security": [bearer] if must_log_in else [{}, bearer],
+        "parameters": parameters_json(kind, method, path, dialect),
+        "responses": responses_json(view, method, dialect),
+        "x-codeSamples": [
+            {
+                "lang": "curl",
+                "source": curl_line(kind, method, path, log_in=must_log_in),
+            }
+        ],
+    }
+    if method != "GET" and kind is not Fields:
+        schema = fields_schema(kind, dialect)
+        example = msgspec.json.decode(example_of(kind))
+        operation["requestBody"] = {
+            "required": "required" in schema,
+            "content": {JSON: {"schema": schema, "example": example}},
+        }
+    return operation
+
+
+def parameters_json(
+    kind: type[Fields], method: str, path: str, dialect: str
+) -> list[Body]:
+    """What an operation takes in its path, its query and its headers."""
+    found: list[Body] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    if method in {"GET", "DELETE"}:
+        properties = fields_schema(kind, dialect)["properties"]
+        found += [
+            {"name": name, "in": "query", "schema": schema["anyOf"][0]}
+            for name, schema in properties.items()
+        ]
+    headers = REQUEST_HEADERS["GET" if method == "GET" else "change"]
+    found += [
+        {"name": name, "in": "header", "schema": {"type": "string", "pattern": pattern}}
+        for name, pattern in headers.items()
+    ]
+    return found
+
+
+def fields_schema(kind: type[Fields], dialect: str) -> Body:
+    """The JSON Schema of declared fields; in /api/v1, numbers may come as texts."""
+    schema: Body = msgspec.json.schema_components([kind])[1][kind.__name__]
+    del schema["description"]
+    for name, declared in schema["properties"].items():
+        types = declared.get("anyOf") or [declared]
+        kinds = [each.get("type") for each in types]
+        if dialect == "v1" and "integer" in kinds and "string" not in kinds:
+            types = [*types, {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}]
+        schema["properties"][name] = {"anyOf": types}
+    if kind.one_of:
+        schema["oneOf"] = [{"required": [camel(name)]} for name in kind.one_of]
+    return schema
+
+
+def shape_schema(shape: str) -> Body:
+    """The JSON Schema of `id, name, position?`."""
+    required, properties = [], {}
+    for name, optional in re.findall(r"(\w+)(\??)", shape):
+        types = [types for types, names in TYPES.items() if name in names.split()]
+        properties[name] = {"type": (types or ["string"])[0].split()}
+        required += [] if optional else [name]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def responses_json(view: View, method: str, dialect: str) -> Body:
+    """What an operation answers: what its docstring says, and the usual errors."""
+    said = dict(re.findall(r"\b([2-5]\d\d)\b([^;.]*)", str(view.__doc__)))
+    usual = ERRORS["GET"] + (ERRORS["change"] if method != "GET" else [])
+    headers = {
+        name: {"$ref": f"#/components/headers/{name}"} for name in ANSWER_HEADERS
+    }
+    responses: Body = {}
+    for status in sorted({*said, *usual}):
+        content = content_json(said.get(status, ""))
+        if dialect == "v1" and status < "300":
+            content = envelope_json(content)
+        elif status >= "400" and not content:
+            content = error_json(dialect)
+        phrase = HTTPStatus(int(status)).phrase
+        responses[status] = {"description": phrase, "headers": headers}
+        if content:
+            responses[status]["content"] = content
+    return responses
+
+
+def content_json(said: str) -> Body:
+    """The content of an answer, of `200 Report or text/csv`."""
+    content: Body = {}
+    for media_type in re.findall(r"(?:text|application)/\w+", said):
+        content[media_type] = {"schema": {}}
+    if match := re.search(r"(\[?)(?:{(.*?)}|\b([A-Z]\w+))", said):
+        schema: Body = {"$ref": f"#/components/schemas/{match[3]}"}
+        if match[2]:
+            schema = shape_schema(match[2])
+        if match[1]:
+            schema = {"type": "array", "items": schema}
+        content[JSON] = {"schema": schema}
+    return content
+
+
+def envelope_json(content: Body) -> Body:
+    """The content of an answer of /api/v1, with this data."""
+    schema = shape_schema("message, error")
+    schema["properties"]["error"] = {"const": False}
+    if content:
+        schema["properties"]["data"] = content[JSON]["schema"]
+        schema["required"].append("data")
+    return {JSON: {"schema": schema}}
+
+
+def error_json(dialect: str) -> Body:
+    """The content of an error."""
+    both = dialect in {"booking", "v1"}
+    schema = shape_schema("error, message" if both else "error, message?")
+    if dialect == "v1":
+        schema["properties"]["error"] = {"const": True}
+    return {JSON: {"schema": schema}}
+
+
+def curl_line(kind: type[Fields], method: str, path: str, *, log_in: bool) -> str:
+    """A line that works as it stands, with ORIGIN for the server.
+
+    What it shows, cancels or removes, it makes first.
+    """
+    seeded = app.box_office.database().seeded
+
+    def send(kind: type[Fields], at: str) -> str:
+        body = example_of(kind).replace("node-meetup-2025", seeded)
+        return f"-d {shlex.quote(body)} 'ORIGIN{at}'"
+
+    def first(sent: str, pattern: str) -> str:
+        return f"$(curl -s {sent} | grep -o '{pattern}' | head -1)"
+
+    at = path.replace("{eventId}", quote(seeded, safe=""))
+    if "{reservationId}" in path:
+        at = at.removesuffix("/{reservationId}")
+        at += "/" + first(send(ReservationBody, at), r"[0-9a-f-]\{36\}")
+    elif "{number}" in path:
+        at = at.removesuffix("{number}")
+        at += first(send(BookingBody, "/api/v1/booking"), r"[0-9]\{9,\}")
+    elif method == "DELETE":
+        new = first(send(InitializeBody, "/initialize"), r"[0-9]\+")
+        at = path.replace("{eventId}", new)
+    options = "" if method in {"GET", "POST"} else f"-X {method} "
+    before = ""
+    if log_in or kind in {LoginBody, EmailLoginBody}:
+        account = send(RegisterBody, "/api/v1/auth/register")
+        before = f"curl -so /dev/null {account}; "
+    if path == "/cancel":
+        before = f"curl -so /dev/null {send(UserBody, '/book')}; "
+    if log_in:
+        token = first(send(LoginBody, "/login"), 'ey[^"]*')
+        options += f'-H "Authorization: Bearer {token}" '
+    if method in {"POST", "PATCH"}:
+        return f"{before}curl {options}{send(kind, at)}"
+    return f'{before}curl {options}"ORIGIN{at}"'
+
+
+DOCS: Final = r"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>TicketBoss: all operations</title>
+<style nonce="NONCE">
+  :root { color-scheme: light dark; font: 16px/1.45 system-ui, sans-serif }
+  body { max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
+  summary { cursor: pointer; padding: .2rem 0 } summary b { font-family: monospace }
+  pre { white-space: pre-wrap; padding: .5rem; background: light-dark(#eee, #222) }
+  table { border-spacing: 1rem 0 } th { text-align: left }
+</style>
+<h1>TicketBoss</h1>
+<p>All operations; programs read <a href="/openapi.json">/openapi.json</a>.</p>
+<main></main>
+<script nonce="NONCE">
+"use strict"
+const add = (parent, tag, text = "") => {
+  const child = parent.appendChild(document.createElement(tag))
+  child.textContent = text
+  return child
+}
+const type = s => s.type || s.const || (s.enum || s.anyOf?.map(type) || []).join(" or ")
+function show(path, method, operation) {
+  const box = add(document.querySelector("main"), "details")
+  const head = add(box, "summary")
+  add(head, "b", `${method.toUpperCase()} ${path} `)
+  add(head, "span", operation.summary)
+  const sample = operation["x-codeSamples"][0].source
+  const line = sample.replaceAll("ORIGIN", location.origin)
+  add(box, "pre", line)
+  add(box, "button", "Copy").onclick = () => navigator.clipboard.writeText(line)
+  const table = add(box, "table"), row = (...cells) => {
+    const line = add(table, "tr")
+    cells.forEach((text, n) => add(line, n ? "td" : "th", text))
+  }
+  for (const p of operation.parameters) row(p.name, p.in, type(p.schema))
+  const body = operation.requestBody?.content["application/json"].schema
+  for (const [name, schema] of Object.entries(body?.properties || {}))
+    row(name, body.required?.includes(name) ? "body" : "body?", type(schema))
+  for (const [status, answer] of Object.entries(operation.responses))
+    row(status, "answer", answer.description)
+}
+fetch("/openapi.json").then(answer => answer.json()).then(api => {
+  for (const [path, operations] of Object.entries(api.paths))
+    for (const [method, operation] of Object.entries(operations))
+      show(path, method, operation)
+})
+</script>
+"""
+
+
+# === 13. Page ================================================================
 # The live page at `/`, or `/?event=<id>`: a plain client of the partner API. Its hero
 # is the tape: rows are attempts, columns are versions; a ring where somebody read, a
 # disc where the save was first, a cross where it came too late. Two panes (for students
@@ -3907,10 +4392,10 @@ page: Final = Blueprint("page", __name__)
 @page.get("/")
 @open_to_all
 def welcome() -> Response:
-    """The live page for a browser; for anything else a text with what to try."""
+    """A text with what to try, or the live page: 200 text/plain or text/html."""
     g.headers["Vary"] = "Accept"
     if "text/html" in request.headers.get("Accept", ""):
-        return page_response()
+        return html_response(PAGE)
     here = f"{request.scheme}://{plain_host()}"
     text = WELCOME.format(here).encode()
     return bytes_response(text, "text/plain; charset=utf-8")
@@ -3923,23 +4408,9 @@ WELCOME: Final = """Welcome to TicketBoss API
   curl {0}/reservations
   curl -X DELETE {0}/reservations/<reservationId>
   curl {0}/_health
+
+{0}/docs lists all operations, {0}/openapi.json describes them to programs.
 """
-
-
-def page_response() -> Response:
-    """The page, under a policy that runs its own script and no other."""
-    nonce = secrets.token_urlsafe(16)
-    html = PAGE.replace("NONCE", nonce).encode()
-    response = bytes_response(html, "text/html; charset=utf-8")
-    response.headers |= {
-        "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src "
-        f"data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none'"
-        "; form-action 'none'; frame-ancestors 'none'",
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return response
 
 
 PAGE: Final = r"""<!doctype html><html lang="en"><meta charset="utf-8">
@@ -4203,7 +4674,7 @@ addEventListener("visibilitychange", live); curl(eventPath); live()</script>
 """
 
 
-# === 13. Race ================================================================
+# === 14. Race ================================================================
 # The classroom in the terminal: buyers in processes of their own, on a throwaway file,
 # without a check, with a lock, and optimistic. What it says is computed from what was
 # measured, and the bars show what was kept, not what was confirmed.
@@ -4575,7 +5046,7 @@ def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
     return winner, f"{winner} is {ratio:.1f} times as fast, because {reasons[winner]}."
 
 
-# === 14. Server ==============================================================
+# === 15. Server ==============================================================
 # `python ticketboss.py` under waitress: one loop reads and sends for all connections,
 # threads make the answers. No thread ever waits for a client, and no client keeps
 # another from being served. Knows nothing of seats.
@@ -5049,7 +5520,7 @@ def own_addresses(family: int) -> list[str]:
     return names
 
 
-# === 15. Main ================================================================
+# === 16. Main ================================================================
 # One app, however it is served, and the command line. Everything is wired here.
 
 
@@ -5092,7 +5563,7 @@ def make_app(settings: Settings) -> App:
     app.after_request(after_request)
     app.register_error_handler(TicketBossError, handle_refusal)
     app.register_error_handler(HTTPException, handle_http_error)
-    for blueprint in (partner, booking, v1, page):
+    for blueprint in (partner, booking, v1, description, page):
         app.register_blueprint(blueprint)
     if settings.trust_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
@@ -5282,6 +5753,11 @@ class PortOption(click.Option):
     help="Pause between reading and saving, for demonstrations, such as 200ms.",
 )
 @click.option("--require-login", is_flag=True, help="Every change needs a token.")
+@click.option(
+    "--require-if-match",
+    is_flag=True,
+    help="A change must name the version that it is based on.",
+)
 @click.option(
     "--rate-limit",
     default=DEFAULTS.rate_limit,

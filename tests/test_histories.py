@@ -35,13 +35,13 @@ from test_servers import Fleet
 class Op(NamedTuple):
     """One operation of one client: what was asked, when, and what came of it."""
 
-    kind: str  # reserve, book, cancel; or a reading: event, record
+    kind: str  # reserve, book, cancel, resize; or a reading: event, record
     called: float
     returned: float = math.inf  # inf: nobody knows what came of it
     version: int | None = None  # that the answer told
     key: str = ""  # the reservation's id
     who: str = ""
-    seats: int | None = None  # of a cancel: None gives back all
+    seats: int | None = None  # of a cancel: None gives back all; of a resize: in total
     waits: bool = False  # would rather wait than be refused
     expected: int | None = None  # the version under If-Match
     answer: str = ""  # see CHANGES and Office.refuses; or "seen", "busy", ""
@@ -60,6 +60,7 @@ class Office:
         self.records: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
         self.booked: dict[str, list[str]] = defaultdict(list)
         self.history = [(total, 0)]  # free seats and length of the queue, by version
+        self.totals = [total]  # by version
 
     def record(self, key: str, version: float = math.inf) -> tuple[str, int]:
         """Status and seats of a reservation at a version."""
@@ -76,7 +77,10 @@ class Office:
         """Make the next version by `op`; what there is to complain of."""
         version, answer = len(self.history), "done"
         status, held = self.record(op.key)
-        if op.kind == "cancel":
+        if op.kind == "resize":
+            self.free += op.seats - self.total
+            self.total = op.seats
+        elif op.kind == "cancel":
             back = held if op.seats is None else op.seats
             if status not in ("confirmed", "waitlisted") or back > held:
                 return f"gave back {back} of {held} seats {status}"
@@ -104,6 +108,7 @@ class Office:
             self.free -= seats
             self.records[self.queue.pop(0)].append((version, "confirmed", seats))
         self.history.append((self.free, len(self.queue)))
+        self.totals.append(self.total)
         if not 0 <= self.free <= self.total:
             return f"left {self.free} of {self.total} seats free"
         if op.answer not in ("", answer):
@@ -129,6 +134,7 @@ class Office:
         status, held = self.record(op.key, version)
         return {
             "full": waiting > 0 or (op.seats or 0) > free,
+            "few": self.totals[version] - free > (op.seats or 0),
             "gone": status in ("", "cancelled"),
             "short": status not in ("", "cancelled") and held < (op.seats or 0),
             "taken": self.ticket(op.who, version) == "confirmed",
@@ -195,8 +201,10 @@ BACK = Op("cancel", 7, 8, 3, "a", answer="done")
 THEN = Op("event", 9, 10, 3, answer="seen", seen=(5, 0))
 BOOK = Op("book", 11, 12, 4, "c", "cy", 1, waits=True, answer="confirmed")
 TWICE = Op("book", 13, 14, who="cy", seats=1, answer="taken")
+FEWER = Op("resize", 14.2, 14.4, seats=5, answer="few")
 LATER = Op("record", 15, 16, 4, "b", answer="seen", seen=("confirmed", 5))
-GOOD = [SOLD, WAITS, FULL, READ, BACK, THEN, BOOK, TWICE, LATER]
+MORE = Op("resize", 17, 18, 5, seats=20, answer="done")
+GOOD = [SOLD, WAITS, FULL, READ, BACK, THEN, BOOK, TWICE, FEWER, LATER]
 
 
 def test_a_history_that_could_have_been_is_not_complained_of():
@@ -244,6 +252,7 @@ def test_a_history_that_could_have_been_is_not_complained_of():
         (BOOK, BOOK._replace(key="a"), "second time"),
         (BOOK, BOOK._replace(seats=9, waits=False), "was sold 9 of 5"),
         (BOOK, BOOK._replace(expected=2), "If-Match 2"),
+        (FEWER, FEWER._replace(seats=6), "without a reason"),
         (BACK, BACK._replace(key="b"), "without a reason"),
         (BACK, BACK._replace(seats=7), "gave back 7 of 6"),
         (BACK, BACK._replace(key="x"), "gave back 0 of 0"),
@@ -272,6 +281,12 @@ def test_a_history_that_was_tampered_with_is_complained_of(was, told, complaint)
     found = [*complaints([op for op in history if op is not None], Office(10))]
     assert found
     assert any(part in found[0] for part in complaint.split("|")), found[0]
+
+
+def test_a_change_of_the_seats_is_replayed_too():
+    assert [*complaints([*GOOD, MORE], Office(10))] == []
+    less = MORE._replace(seats=5)
+    assert "left -1 of 5 seats" in next(complaints([*GOOD, less], Office(10)))
 
 
 def test_two_refusals_of_one_client_must_have_reasons_in_their_order():
@@ -308,7 +323,9 @@ class Customer:
     def act(self) -> None:
         """One operation, whichever."""
         dice, self.done = self.rng.random(), self.done + 1
-        if dice < 0.32:
+        if dice < 0.02 and self.partly:
+            self.resize()
+        elif dice < 0.32:
             self.reserve()
         elif dice < 0.42:
             self.book()
@@ -359,6 +376,13 @@ class Customer:
         self.finish(op, self.ask("DELETE", f"/reservations/{key}{part}"))
         if key in self.mine and not seats:
             self.mine.remove(key)
+
+    def resize(self) -> None:
+        """More seats or fewer; and another price, so that it is always a change."""
+        seats = self.rng.randint(30, 90)
+        op = Op("resize", time.perf_counter(), seats=seats)
+        changes = {"totalSeats": seats, "price": self.number * 10**5 + self.done}
+        self.finish(op, self.ask("PATCH", f"/events/{SEEDED}", changes))
 
     def look(self) -> None:
         """At the event, perhaps only if it is another than before."""
@@ -411,6 +435,8 @@ def understood(op: Op, answer: Answer) -> Op:
         told["answer"] = "seen"
     elif status == 412:
         told["answer"] = "stale"
+    elif op.kind == "resize":
+        told["answer"] = {200: "done", 409: "few"}[status]
     elif op.kind == "cancel":
         told["answer"] = {204: "done", 404: "gone", 400: "short"}[status]
     elif op.kind == "record":
@@ -528,6 +554,6 @@ def _live(serve: Any, db: Path, operations: int, seed: int, kills: int) -> None:
     }
     assert set(office.records) == set(file["reservations"])
     # It was a history worth the trouble: all that can be answered was.
-    rare = set() if kills else {"gone", "taken", "in line", "stale"}
+    rare = set() if kills else {"gone", "taken", "in line", "stale", "few"}
     assert {op.answer for op in history} >= CHANGES | {"seen", "full"} | rare
     assert any(not op.answer for op in history) == bool(kills)

@@ -142,6 +142,7 @@ def test_every_refusal_of_the_rules_has_a_status():
         409,
         412,
         422,
+        428,
         500,
         503,
     }

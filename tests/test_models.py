@@ -49,6 +49,9 @@ INTERESTING = (
     "/api/v1 waits",
     "kept for the head",
     "gave back a part",
+    "served by more seats",
+    "too few seats",
+    "another's event",
     "deleted",
     "restarted",
 )
@@ -79,6 +82,7 @@ class Show:
     total: int
     price: int = 0
     version: int = 0
+    is_admins: bool = False  # who made it by a token
     sales: list[Sale] = field(default_factory=list)
 
     @property
@@ -114,6 +118,16 @@ class Show:
             sale.status, sale.ended = "cancelled", self.version
         else:
             sale.seats, sale.returned = sale.seats - seats, sale.returned + seats
+        return self.promote()
+
+    def resize(self, total: int) -> int:
+        """Have more seats or fewer; how many are served by that."""
+        self.version += 1
+        self.total = total
+        return self.promote()
+
+    def promote(self) -> int:
+        """Serve the head of the line, as far as it goes; how many are served."""
         served = 0
         while self.line and self.line[0].seats <= self.total - self.sold:
             self.line[0].status = "confirmed"
@@ -224,7 +238,7 @@ class Dialects(RuleBasedStateMachine):
             assert str(name) not in {*self.gone, *(str(s.name) for s in self.shows)}
         version = self.gone.pop(str(name), -1) + 1
         self.seen["an id came again"] += version > 0
-        self.touched = Show(name, total, price or 0, version)
+        self.touched = Show(name, total, price or 0, version, how == "admin")
         self.shows.append(self.touched)
 
     @rule(which=st.integers(0, 3), by_admin=st.booleans())
@@ -235,6 +249,10 @@ class Dialects(RuleBasedStateMachine):
         if show.name == SEEDED:
             assert answer.status_code == 409
             return
+        if show.is_admins and not by_admin:
+            assert answer.status_code == 401
+            self.seen["another's event"] += 1
+            return
         assert answer.status_code == (200 if by_admin else 204)
         self.shows.remove(show)
         self.gone[str(show.name)] = show.version + 1
@@ -242,6 +260,43 @@ class Dialects(RuleBasedStateMachine):
         self.touched = self.shows[0]
         assert self.ask("GET", f"/status/{show.name}").status_code == 404
         self.seen["deleted"] += 1
+
+    @rule(which=which, total=st.integers(1, 9), price=st.sampled_from([None, 7, 8]))
+    def change_event(self, which: int, total: int, price: int | None) -> None:
+        self.touched = show = self.show(which)
+        changes = {"totalSeats": total, **({"price": price} if price else {})}
+        answer = self.ask("PATCH", f"/events/{show.name}", changes, headers=self.admin)
+        largest = max((sale.seats for sale in show.line), default=0)
+        if total < max(show.sold, largest):
+            assert answer.status_code == 409
+            assert str(total) in answer.json["error"]
+            self.seen["too few seats"] += 1
+            return
+        assert answer.status_code == 200
+        if (total, price or show.price) != (show.total, show.price):
+            show.price = price or show.price
+            self.seen["served by more seats"] += show.resize(total)
+        assert answer.headers["ETag"] == f'"{show.version}"'
+
+    @rule(which=which, nth=nth)
+    def sell_nothing_while_sales_are_closed(self, which: int, nth: int) -> None:
+        self.touched = show = self.show(which)
+        for sales in ("closed", "open"):
+            answer = self.ask(
+                "PATCH",
+                f"/events/{show.name}",
+                {"sales": sales},
+                headers=self.admin,
+            )
+            assert (answer.status_code, answer.json["sales"]) == (200, sales)
+            show.version += 1
+            if sales == "closed":
+                order = {"partnerId": "x", "seats": 1, "waitlist": bool(nth % 2)}
+                refused = self.ask("POST", self.reservations(show), order)
+                assert (refused.status_code, refused.json) == (
+                    409,
+                    {"error": "Sales are closed"},
+                )
 
     # --- partners
 

@@ -1,0 +1,107 @@
+"""The service describes itself: truly, validly, and with lines that work."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from openapi_spec_validator import validate
+
+
+def described(client):
+    """What /openapi.json says."""
+    return client.get("/openapi.json").json
+
+
+def operations(api):
+    """(method, path, operation) of all of them."""
+    return [
+        (method.upper(), path, operation)
+        for path, item in api["paths"].items()
+        for method, operation in item.items()
+    ]
+
+
+def test_the_description_is_valid(client):
+    validate(described(client))
+
+
+def test_the_operations_are_those_of_the_url_map(client):
+    routes = {
+        (method, re.sub(r"<(?:\w+:)?\w+>", "{}", rule.rule))
+        for rule in client.application.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    told = {
+        (method, re.sub(r"{\w+}", "{}", path))
+        for method, path, _ in operations(described(client))
+    }
+    assert told == routes
+    assert len(told) > 30
+
+
+def test_the_description_is_made_once_and_read_again_only_when_it_changes(client):
+    assert client.application.description == b""  # nothing at the start
+    first = client.get("/openapi.json")
+    etag = {"If-None-Match": first.headers["ETag"]}
+    again = client.get("/openapi.json", headers=etag)
+    assert (again.status_code, again.data) == (304, b"")
+    assert client.get("/openapi.json").data is not None
+    assert client.get("/openapi.json").headers["ETag"] == first.headers["ETag"]
+
+
+def test_every_operation_says_what_it_answers(client):
+    for method, path, operation in operations(described(client)):
+        statuses = operation["responses"]
+        assert any(status < "300" for status in statuses), (method, path)
+        assert len(operation["summary"]) > 10
+        assert {"400", "429", "503"} <= statuses.keys()
+        assert operation["x-codeSamples"][0]["source"].startswith("curl ")
+
+
+def test_every_body_that_is_given_as_an_example_is_taken(client):
+    for method, path, operation in operations(described(client)):
+        if "requestBody" not in operation or "{" in path:
+            continue
+        body = operation["requestBody"]["content"]["application/json"]["example"]
+        answer = client.open(path, method=method, json=body)
+        assert answer.status_code != 400, (path, answer.json)
+
+
+def test_every_line_to_copy_works_as_it_stands(serve, db):
+    server = serve()
+    _, api, _ = server.ask("GET", "/openapi.json")
+    fresh = db.read_bytes()
+    for method, path, operation in operations(api):
+        line = operation["x-codeSamples"][0]["source"].replace("ORIGIN", server.url)
+        before, _, last = line.rpartition("; ")
+        last = last.replace("curl ", "curl -sS --fail-with-body ", 1)
+        shown = subprocess.run(
+            ["bash", "-c", f"{before or ':'}; {last}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert shown.returncode == 0, (method, path, line, shown.stdout, shown.stderr)
+        assert '"error": true' not in shown.stdout
+        db.write_bytes(fresh)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/api/v1/nothing", "/events/1/nothing"])
+def test_what_is_not_there_leads_to_the_docs(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "No such URL. `GET /docs` lists all of them." in answer.json.values()
+    assert client.get("/docs").status_code == 200
+    assert "/docs" in client.get("/").text
+
+
+def test_the_docs_load_nothing_from_elsewhere(client):
+    answer = client.get("/docs")
+    assert answer.content_type == "text/html; charset=utf-8"
+    nonce = re.search("script-src 'nonce-([^']+)'", str(answer.headers))[1]
+    assert answer.text.count(f'nonce="{nonce}"') == 2
+    assert not re.search(r"(?i)innerHTML|https?://|\bsrc=", answer.text)
+    assert client.get("/docs").text != answer.text  # another nonce
