@@ -600,7 +600,7 @@ class Document(Struct, frozen=True):
         use = KeyUse(key, request, self.event.version)
         uses = (*held.origin.key_uses, use)[-MAX_KEY_USES:]
         remembering = replace(held, origin=replace(held.origin, key_uses=uses))
-        return self._with(self.event, {reservation_id: remembering})
+        return self.with_records(self.event, {reservation_id: remembering})
 
     def require_version(self, versions: frozenset[str] | None) -> None:
         """Raise Stale if the caller named versions and the event is at none of them."""
