@@ -1767,14 +1767,9 @@ WRITE_ROWS: Final = """
 KEPT_MARKS: Final = 64
 NO_DRIVER: Final = 'PostgreSQL needs: python -m pip install "psycopg[binary]"'
 BAD_URL: Final = "This URL cannot be read. Write postgresql://user@host:5432/name"
-UNSURE: Final = "08", "40", "57P"  # SQLSTATEs: perhaps it is committed
-TOO_LATE: Final = (
-    "23505",
-    "40",
-    "42710",
-    "42P07",
-    "55P03",
-)  # SQLSTATEs: others were first
+# SQLSTATEs: of a commit that may have happened; of those who were not the first.
+UNSURE: Final = "08", "40", "57P"
+TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"
 
 
 class Reading(NamedTuple):

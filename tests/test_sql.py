@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -505,6 +506,58 @@ def test_a_fork_has_connections_of_its_own(store, database):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert sold(store) == ["before", "in the child"]
     assert sell(store, "after")
+
+
+@pytest.fixture
+def pooled(own):
+    """The URL of a pooler in transaction mode, with few connections to share."""
+    pgbouncer = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
+    if not os.path.exists(pgbouncer):
+        insists = os.environ.get("TICKETBOSS_TESTS_INSIST")
+        (pytest.fail if insists else pytest.skip)("no pgbouncer")
+    settings = own.folder / "pgbouncer.ini"
+    settings.write_text(
+        f"[databases]\npostgres = host={own.folder} user=tb\n[pgbouncer]\n"
+        f"listen_addr =\nunix_socket_dir = {own.folder}\nlisten_port = 6432\n"
+        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 8\n"
+    )
+    pooler = subprocess.Popen(
+        [pgbouncer, "-q", settings],
+        user=postgres.OWNER,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (own.folder / ".s.PGSQL.6432").exists():
+        assert pooler.poll() is None
+    yield f"{own.url()}&port=6432"
+    pooler.terminate()
+    pooler.wait()
+
+
+def test_servers_behind_a_pooler_in_transaction_mode_sell_as_others_do(own, pooled):
+    stores = [t.open_store(pooled, 20) for _ in range(4)]
+    stores[0].open(SEATS)
+
+    def buy(number):
+        for _ in range(25):
+            t.Transactions(stores[number], timeout_s=20).transact(
+                lambda database: database.with_document(
+                    database.document(None).reserve(order(str(uuid.uuid4())))
+                )
+            )
+
+    with Crowd(4, buy):
+        pass
+    assert [len(sold(store)) for store in stores] == [100] * 4
+    own.kill()
+    own.start()
+    for store in stores:  # nobody is told that another server answers now
+        try:
+            store.load()
+        except t.Unavailable:
+            store.load()
+    assert version(stores[0]) == 100
+    assert sell(stores[1], "after")
 
 
 # --- what it says --------------------------------------------------------------------
