@@ -18,13 +18,14 @@ processes can sell from it at once, because of one idea, optimistic concurrency:
 Section 5 is that idea. The sections above it are what it needs, the sections below
 it are what it is for; no section refers to a later one.
 
-1 Settings, 2 Values, 3 Rules, 4 Store, 5 Transactions, 6 Accounts, 7 Box office,
-8 HTTP, 9 Partner API, 10 Booking API, 11 /api/v1, 12 Description, 13 Page, 14 Race,
+1 Settings, 2 Values, 3 Rules, 4 Store, 5 Transactions, 6 SQL store, 7 Accounts,
+8 Box office, 9 HTTP, 10 Partner API, 11 Booking API, 12 /api/v1, 13 Description,
+14 Page, 15 Race, 16 Server, 17 Main.
 15 Server, 16 Main.
 
-Known limits: one machine with POSIX file locks (no network drives); each change
-writes the whole file; without --require-login, anyone who can connect can do
-everything.
+Known limits: db.json is for one machine with POSIX file locks (no network drives),
+and each change writes the whole file; who outgrows it names a PostgreSQL database
+with --db. Without --require-login, anyone who can connect can do everything.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import ctypes
 import errno
 import functools
 import hashlib
+import importlib
 import io
 import ipaddress
 import itertools
@@ -42,6 +44,7 @@ import json
 import logging
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import queue
@@ -58,9 +61,9 @@ import threading
 import time
 import unicodedata
 import uuid
-from collections import ChainMap, Counter, deque
+from collections import ChainMap, Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -71,6 +74,7 @@ from typing import (
     Final,
     Literal,
     NamedTuple,
+    Protocol,
     TypeVar,
     cast,
     get_args,
@@ -513,7 +517,7 @@ class Document(Struct, frozen=True):
             version=event.version + 1,
             available_seats=event.total_seats - confirmed,
         )
-        return self._with(event, {}).promote()
+        return self.with_records(event, {}).promote()
 
     def find_booking(
         self, names: frozenset[str], account_id: int | None = None
@@ -593,7 +597,7 @@ class Document(Struct, frozen=True):
             promoted[head.reservation_id] = replace(head, status="confirmed")
         if not promoted:
             return self
-        return self._with(replace(self.event, available_seats=left), promoted)
+        return self.with_records(replace(self.event, available_seats=left), promoted)
 
     def is_head_held_up(self) -> bool:
         """Whether seats are free that the head of the waiting list could have.
@@ -657,7 +661,7 @@ class Document(Struct, frozen=True):
         use = KeyUse(key, request, self.event.version)
         uses = (*held.origin.key_uses, use)[-MAX_KEY_USES:]
         remembering = replace(held, origin=replace(held.origin, key_uses=uses))
-        return self._with(self.event, {reservation_id: remembering})
+        return self.with_records(self.event, {reservation_id: remembering})
 
     def require_version(self, versions: frozenset[str] | None) -> None:
         """Raise Stale if the caller named versions and the event is at none of them.
@@ -743,9 +747,9 @@ class Document(Struct, frozen=True):
             version=self.event.version + 1,
             available_seats=self.event.available_seats + freed,
         )
-        return self._with(event, {reservation.reservation_id: reservation})
+        return self.with_records(event, {reservation.reservation_id: reservation})
 
-    def _with(self, event: Event, changed: dict[str, Reservation]) -> Document:
+    def with_records(self, event: Event, changed: dict[str, Reservation]) -> Document:
         """This document with another event, and some other reservations."""
         waiting = self.waiting
         for key, reservation in changed.items():
@@ -792,8 +796,24 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
         if len(names) > len(set(names)):
             yield "two accounts have the same e-mail or username"
 
+    def changes_since(self, before: Accounts) -> Iterator[Change]:
+        """Yield each value that differs, those that are gone too."""
+        yield Change("", "", replace(self, members={}))
+        for key in {**before.members, **self.members}:
+            account = self.members.get(key)
+            if account != before.members.get(key):
+                yield Change("", key, account)
+
 
 NO_ACCOUNTS: Final = Accounts()
+
+
+class Change(NamedTuple):
+    """A value that is another in the next database."""
+
+    event_id: str  # "" for an account
+    record_id: str  # "" for the event itself, or for what all accounts share
+    value: Event | Reservation | Accounts | Account | None  # None: it is gone
 
 
 class Database(Struct, frozen=True):
@@ -855,6 +875,52 @@ class Database(Struct, frozen=True):
             key: document.settled() for key, document in self.documents.items()
         }
         return replace(self, documents=documents)
+
+    def changes_since(self, before: Database) -> Iterator[Change]:
+        """Yield each value that differs, those that are gone too."""
+        for event_id, document in self.documents.items():
+            old = before.documents.get(event_id)
+            if document is old:
+                continue
+            yield Change(event_id, "", document.event)
+            changed = document.changed_since(old)
+            if changed is None:
+                changed = document.reservations
+                for key in old.reservations.keys() - changed.keys() if old else ():
+                    yield Change(event_id, key, None)
+            for key, reservation in changed.items():
+                yield Change(event_id, key, reservation)
+        for event_id in before.documents.keys() - self.documents.keys():
+            for key in ("", *before.documents[event_id].reservations):
+                yield Change(event_id, key, None)
+        if self.accounts is not before.accounts:
+            yield from self.accounts.changes_since(before.accounts)
+
+    def with_changes(self, changes: Iterable[Change]) -> Database:
+        """This database with these values in it. Raises ValueError."""
+        found: dict[str, dict[str, Any]] = defaultdict(dict)
+        for event_id, record_id, value in changes:
+            found[event_id][record_id] = value
+        members = found.pop("", {})
+        accounts = members.pop("", self.accounts)
+        if members or accounts is not self.accounts:
+            accounts = replace(accounts, members=self.accounts.members | members)
+        documents = dict(self.documents)
+        for event_id, records in found.items():
+            event = records.pop("", None)
+            before = documents.get(event_id)
+            if before is not None:
+                documents[event_id] = before.with_records(
+                    event or before.event, records
+                )
+            elif event is not None:
+                documents[event_id] = Document.of(event, records)
+            else:
+                raise ValueError(f"event {event_id} is missing")
+        after = Database(self.seeded or next(iter(documents), ""), documents, accounts)
+        for problem in after.check(self):
+            raise ValueError(problem)
+        return after.settled()
 
     def check(self, before: Database | None = None) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up.
@@ -970,6 +1036,53 @@ POLL_S: Final = 0.002  # filelock polls; at its own 0.05 s another process starv
 log: Final = logging.getLogger("ticketboss")
 
 
+def shown_location(db: str) -> str:
+    """How messages name a database: the whole path, or the URL without its secrets."""
+    if "://" not in db:
+        return os.path.abspath(db)
+    return re.sub("//([^:@/]*):.*@", r"//\1@", db).partition("?")[0]
+
+
+class Loaded(Protocol):
+    """What a store's `load` gives, and its `swap` compares with."""
+
+    @property
+    def database(self) -> Database:
+        """What was stored."""
+
+
+class AnyStore(Protocol):
+    """What each store can do. Nothing below the stores knows which one it uses."""
+
+    path: str  # how messages name it
+
+    def open(self, seats: int, *, may_seed: bool = True, prove: bool = False) -> None:
+        """Seed it where there is nothing, and read it."""
+
+    def create(self, database: Database) -> bool:
+        """Put `database` where there is nothing; whether there was nothing."""
+
+    def reset(self, seats: int, kept: str) -> str:
+        """Seed again; the file where the old content is kept, or ""."""
+
+    def load(self) -> Loaded:
+        """Read what is stored now."""
+
+    def swap(self, seen: Any, wanted: Database) -> bool:
+        """Put `wanted` in the place of what was seen, unless somebody was first."""
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Keep every other writer away meanwhile."""
+
+    def health(self) -> str:
+        """What is wrong with it; empty if nothing is."""
+        try:
+            self.load()
+        except TicketBossError as error:
+            return str(error)
+        return ""
+
+
 class Snapshot:
     """A parsed database, its text, and an open descriptor of its file.
 
@@ -1038,15 +1151,25 @@ class Store:
                 self._remove_leftovers()
                 is_new = may_seed or os.fstat(self._lock_fd).st_size == 0
                 if is_new and not os.path.lexists(self.path):
-                    self._seed(seats, folder_fd)
+                    self._seed(_fresh_text(seats), folder_fd)
             self.load()
             with self._writing("The lock cannot be used", self._lock_path):
                 os.ftruncate(self._lock_fd, 1)
             if prove:
                 self._prove(folder_fd)
 
-    def reset(self, seats: int, kept: str) -> bool:
-        """Seed again, and keep the old file as `kept`; whether there was one."""
+    def create(self, database: Database) -> bool:
+        """Make the file, where there is none; whether there was none."""
+        with self.lock(is_start=True) as folder_fd:
+            if os.path.lexists(self.path):
+                return False
+            self._seed(_text(database, _encode(database, None)), folder_fd)
+            with self._writing("The lock cannot be used", self._lock_path):
+                os.ftruncate(self._lock_fd, 1)
+            return True
+
+    def reset(self, seats: int, kept: str) -> str:
+        """Seed again, and keep the old file as `kept`; "" if there was none."""
         with self.lock(is_start=True) as folder_fd:
             existed = os.path.lexists(self.path)
             with self._temp_file(_fresh_text(seats)) as temp_path:
@@ -1059,7 +1182,7 @@ class Store:
                         os.unlink(kept)
                     raise
             self._sync_folder(folder_fd)
-            return existed
+            return kept if existed else ""
 
     def load(self) -> Snapshot:
         """Read what the file holds now, without a lock; parse it only if it is new.
@@ -1268,8 +1391,8 @@ class Store:
         self._write_error = why
         self._proved_at = time.monotonic()
 
-    def _seed(self, seats: int, folder_fd: int) -> None:
-        with self._temp_file(_fresh_text(seats)) as temp_path:
+    def _seed(self, text: list[bytes], folder_fd: int) -> None:
+        with self._temp_file(text) as temp_path:
             try:
                 os.link(temp_path, self.path)  # complete, and never over a file
                 os.unlink(temp_path)
@@ -1566,7 +1689,9 @@ class PendingCommit:
 class Transactions:
     """Applies decisions to a store, atomically and durably, in order of arrival."""
 
-    def __init__(self, store: Store, think_s: float = 0, timeout_s: float = 2) -> None:
+    def __init__(
+        self, store: AnyStore, think_s: float = 0, timeout_s: float = 2
+    ) -> None:
         self._store = store
         self._think_s = think_s
         self._timeout_s = timeout_s
@@ -1633,7 +1758,7 @@ class Transactions:
                 pending.ready.release()
         del replaced  # the old file's blocks are freed here, when nobody waits for it
 
-    def _commit(self, batch: list[PendingCommit]) -> Snapshot | None:
+    def _commit(self, batch: list[PendingCommit]) -> object:
         """Read, decide, swap; again until nobody was first. Return what was read."""
         deadline = time.monotonic() + self._timeout_s
         try:
@@ -1675,7 +1800,242 @@ class Transactions:
         return database
 
 
-# === 6. Accounts =============================================================
+# === 6. SQL store ============================================================
+# The same protocol over PostgreSQL. One table: a row for each event, reservation and
+# account, with the number of the swap that wrote it last. Each swap writes the root row
+# too: writers hold its lock, and readers ask for rows with a higher number than they
+# know. Plain SQL; no state of a session, which a pooler would lose. Knows nothing of
+# who may buy what, nor of HTTP.
+
+CREATE_TABLE: Final = """
+    CREATE TABLE IF NOT EXISTS ticketboss (
+        event text, id text,   -- as in Change; the root row is ('', 'root')
+        swap bigint NOT NULL,  -- the number of the swap that wrote this row last
+        born bigint NOT NULL,  -- the order in which rows are listed
+        body text NOT NULL,    -- JSON; in the root row a random mark of each last swap
+        PRIMARY KEY (event, id));
+    CREATE INDEX IF NOT EXISTS ticketboss_swap ON ticketboss (swap)"""
+ADD_ROOT: Final = """
+    INSERT INTO ticketboss (event, id, swap, born, body)
+    SELECT '', 'root', 0, 0, '' WHERE NOT EXISTS (SELECT 1 FROM ticketboss)
+    ON CONFLICT DO NOTHING RETURNING id"""
+LOCK_ROOT: Final = """
+    SET LOCAL lock_timeout = {0}; SET LOCAL idle_in_transaction_session_timeout = {0};
+    SELECT swap, body FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
+TOUCH_ROOT: Final = "UPDATE ticketboss SET swap = swap WHERE event = '' AND id = 'root'"
+READ_ROWS: Final = """
+    SELECT event, id, swap, body FROM ticketboss
+    WHERE swap >= %(known)s AND (swap > %(known)s OR id = 'root') ORDER BY born"""
+WRITE_ROWS: Final = """
+    INSERT INTO ticketboss (event, id, body, born, swap)
+    SELECT *, %s::bigint FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])
+    ON CONFLICT (event, id) DO UPDATE SET body = excluded.body, swap = excluded.swap"""
+KEPT_MARKS: Final = 64
+NO_DRIVER: Final = 'PostgreSQL needs: python -m pip install "psycopg[binary]"'
+BAD_URL: Final = "This URL cannot be read. Write postgresql://user@host:5432/name"
+# SQLSTATEs: of a commit that may have happened; of those who were not the first.
+UNSURE: Final = "08", "40", "57P"
+TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"
+
+
+class Reading(NamedTuple):
+    """A database as read, and the swap that left it like this."""
+
+    database: Database = Database("", {}, NO_ACCOUNTS)
+    swap: int = 0
+    marks: str = ""  # of the last swaps, the newest first
+
+
+class SQLStore(AnyStore):
+    """One database: `load` it, `swap` a change in, `lock` everybody else out."""
+
+    def __init__(self, url: str, timeout_s: float = 2.0) -> None:
+        self.path = shown_location(url)
+        try:
+            self._driver = importlib.import_module("psycopg")
+            parameters = self._driver.conninfo.conninfo_to_dict(url)
+        except ImportError:
+            raise Unavailable(NO_DRIVER) from None
+        except self._driver.Error:  # whose text may show the password
+            raise Unavailable(BAD_URL) from None
+        self._options = {
+            "client_encoding": "utf8",
+            "connect_timeout": 2,
+            "tcp_user_timeout": 5000,
+            "target_session_attrs": "read-write",  # of several hosts, the primary
+            "prepare_threshold": None,  # a pooler would lose what is prepared
+            **parameters,
+        }
+        self._timeout_s = timeout_s
+        self._connections: dict[tuple[str, int], Any] = {}  # by use and process
+        self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
+        self._arrivals = itertools.count(1)
+        self._answered = 0  # who arrived before this one is answered by `_known`
+        self._known = Reading()
+
+    def open(self, seats: int, *, may_seed: bool = True, **_: bool) -> None:
+        """Seed where there is no table, or (only if `may_seed`) an empty one."""
+        with suppress(Contended):  # another server does it at this moment
+            self.create(seed(seats), may_exist=may_seed)
+        self.load()
+
+    def create(self, database: Database, *, may_exist: bool = True) -> bool:
+        """Fill the table, where it is missing or empty; whether it was."""
+        with self._connection("writer") as db:
+            [table] = db.execute("SELECT to_regclass('ticketboss')").fetchone()
+            if table is None:
+                db.execute(CREATE_TABLE)
+            elif not may_exist:
+                return False
+            is_empty = db.execute(ADD_ROOT).fetchone() is not None
+            return is_empty and self._commit(db, Reading(), database)
+
+    def reset(self, seats: int, kept: str) -> str:
+        """Seed again; what was there is in a new db.json in the current folder."""
+        with self.lock() as (db, _):
+            now = _read_rows(db, Reading())
+            aside = Store(os.path.basename(kept))
+            if not (aside.create(now.database) and self._commit(db, now, seed(seats))):
+                raise Contended("Nothing was changed. Try again.")
+            return aside.path
+
+    def load(self) -> Reading:
+        """Read what is there now; threads that wait share the next answer."""
+        arrival = next(self._arrivals)
+        with self._connection("reader") as db:
+            if self._answered < arrival:
+                asked = next(self._arrivals)
+                self._known = _read_rows(db, self._known)
+                self._answered = asked
+            return self._known
+
+    def swap(self, seen: Reading, wanted: Database) -> bool:
+        """Put `wanted` in the place of `seen`, on the terms of Store.swap."""
+        if wanted is seen.database:
+            return True
+        with self.lock() as (db, root):
+            now = seen if root == (seen.swap, seen.marks) else _read_rows(db, seen)
+            merged = merge(seen.database, wanted, now.database)
+            return merged is not None and self._commit(db, now, merged)
+
+    @contextmanager
+    def lock(self) -> Iterator[tuple[Any, Any]]:
+        """Keep other writers away until the next swap; first come, first served."""
+        with self._connection("writer") as db:
+            root = db.execute(LOCK_ROOT.format(int(self._timeout_s * 1000)))
+            while root.nextset():
+                pass  # to the answer of the last statement
+            yield db, root.fetchone()
+
+    def _commit(self, db: Any, now: Reading, wanted: Database) -> bool:
+        """Write what differs, and commit. False: certainly not done, read again."""
+        mark = secrets.token_hex(4)
+        try:
+            with db.pipeline():
+                _write_rows(db, now, wanted, mark)
+                db.commit()
+        except self._driver.Error as error:
+            if not (error.sqlstate or "08").startswith(UNSURE):
+                raise
+            return self._was_committed(mark, now)
+        return True
+
+    def _was_committed(self, mark: str, now: Reading) -> bool:
+        """Find out what became of a commit that was not answered."""
+        deadline = time.monotonic() + 5 * self._timeout_s
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            with suppress(TicketBossError), self.lock() as (db, root):
+                # A write: what is only read may be lost with the server that told it.
+                db.execute(TOUCH_ROOT)
+                db.commit()
+                _, marks = root or (0, "")
+                if mark in marks:
+                    return True
+                if set(marks.split()).intersection(now.marks.split()):
+                    return False  # our mark would be beside those
+                break
+        raise InDoubt("The database did not answer the commit. Look before a retry.")
+
+    @contextmanager
+    def _connection(self, use: str) -> Iterator[Any]:
+        """This process's connection, for one thread; undo what is not committed."""
+        key = use, os.getpid()
+        if not self._mutexes[use].acquire(timeout=self._timeout_s):
+            raise Contended("The database did not answer in time")
+        try:
+            db = self._connections.get(key)
+            # Nobody asked: what can be read now says that the server hung up.
+            if db is None or db.closed or multiprocessing.connection.wait([db], 0):
+                db = self._driver.connect(**self._options, autocommit=use == "reader")
+                db.isolation_level = self._driver.IsolationLevel.READ_COMMITTED
+                self._connections[key] = db
+            yield db
+        except self._driver.Error as error:
+            if (error.sqlstate or "").startswith(TOO_LATE):
+                raise Contended("The lock could not be had in time") from error
+            reason = str(error).partition("\n")[0]
+            raise Unavailable(f"The database cannot be used: {reason}") from error
+        finally:
+            with suppress(self._driver.Error, KeyError):
+                self._connections[key].rollback()
+            self._mutexes[use].release()
+
+
+def _read_rows(db: Any, known: Reading) -> Reading:
+    """What is there now: what is known, with the rows of later swaps."""
+    rows = db.execute(READ_ROWS, {"known": known.swap}).fetchall()
+    if rows == [("", "root", known.swap, known.marks)]:
+        return known
+    # If the newest mark that we know is not in its place, rows were removed, or a
+    # failover or a backup brought back an older state: what we know is void.
+    _, key, swap, marks = rows[0] if rows else ("", "", 0, "")
+    later = swap - known.swap
+    if known.swap and marks.split()[later : later + 1] != known.marks.split()[:1]:
+        return _read_rows(db, Reading())
+    if key != "root":
+        raise Unavailable("The table ticketboss has no root row")
+    try:
+        changes = [_decode_row(event, key, body) for event, key, _, body in rows[1:]]
+        database = known.database.with_changes(changes)
+    except ValueError as error:
+        raise Unavailable(
+            f"The table ticketboss does not add up, restore a backup: {error}"
+        ) from None
+    return Reading(database, swap, marks)
+
+
+def _decode_row(event: str, key: str, body: str) -> Change:
+    kinds: Any = (Event, Reservation) if event else (Accounts, Account)
+    try:
+        return Change(event, key, msgspec.json.decode(body, type=kinds[key != ""]))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"({event!r}, {key!r}): {error}") from None
+
+
+def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
+    """Write the rows in which `wanted` differs from `now`."""
+    changes = [*wanted.changes_since(now.database)]
+    has_gone = any(change.value is None for change in changes)
+    marks = [mark]  # after these alone, everybody reads everything again
+    if not has_gone:
+        marks += now.marks.split()[:KEPT_MARKS]
+    rows = [("", "root", " ".join(marks))]
+    for event, key, value in changes:
+        rows.append((event, key, msgspec.json.encode(value).decode()))
+    swap = now.swap + 1
+    born = range(swap << 24, (swap << 24) + len(rows))
+    db.execute(WRITE_ROWS, [swap, *map(list, zip(*rows, strict=True)), [*born]])
+    if has_gone:
+        db.execute("DELETE FROM ticketboss WHERE body = 'null'")
+
+
+def open_store(db: str, timeout_s: float = 2.0) -> AnyStore:
+    """The store that `db` names: a file's path, or the URL of a database."""
+    return SQLStore(db, timeout_s) if "://" in db else Store(db, timeout_s)
+
+
+# === 7. Accounts =============================================================
 # Who may log in, and the tokens that prove it. Hashes and tokens come from libraries:
 # security code is not written at home. Knows no HTTP, and not where the key comes from.
 
@@ -1818,7 +2178,7 @@ def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | 
     return account
 
 
-# === 7. Box office ===========================================================
+# === 8. Box office ===========================================================
 # What anyone can do here, once for all three APIs: sell, book, cancel, open and close
 # events, register, log in. Each change is one transaction. Knows no Flask and no JSON.
 
@@ -1864,7 +2224,7 @@ class Registration(Struct, frozen=True):
 class BoxOffice:
     """The use cases over one store."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: AnyStore, settings: Settings) -> None:
         self._store = store
         self.transactions = Transactions(store, settings.think_s, settings.timeout_s)
         self._require_login = settings.require_login
@@ -2152,7 +2512,7 @@ class BoxOffice:
             after = document.change(changes)
             return after if after is document else after.remember_change(key, wanted)
 
-        outcome = self._change(event_id, decide)
+        outcome = self._change(event_id, decide, caller, ChangeAttempt("change"))
         use = find_key_use(outcome.document.event.key_uses, key, wanted)
         if outcome.changed or use is None:
             return outcome
@@ -2254,7 +2614,7 @@ def timestamp(at: datetime | None = None) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# === 8. HTTP =================================================================
+# === 9. HTTP =================================================================
 # What all routes share: JSON bodies, errors, conditions, safe retries, limits. Knows
 # no rule about seats and nothing of one dialect. A route is three moves: parse, do,
 # render.
@@ -2318,7 +2678,7 @@ class App(Flask):
     """The Flask app, with what its routes work with."""
 
     settings: Settings
-    store: Store
+    store: AnyStore
     box_office: BoxOffice
     served: Iterator[int]  # counts the answers
     description: bytes = b""  # what /openapi.json says, once somebody has asked
@@ -3211,7 +3571,7 @@ def log_line(response: Response) -> str:
     return line
 
 
-# === 9. Partner API ==========================================================
+# === 10. Partner API =========================================================
 # Partners reserve, cancel and look, at the seeded event or at any other. Errors are
 # {"error": text}.
 
@@ -3438,7 +3798,7 @@ def public_reservations(
     ]
 
 
-# === 10. Booking API =========================================================
+# === 11. Booking API =========================================================
 # Users, known by an id or an e-mail, book one ticket each, or wait for one; organisers
 # open events and read reports. Errors are {"error": text, "message": text}.
 
@@ -3754,7 +4114,7 @@ def log_in(sent: LoginBody) -> Response:
     )
 
 
-# === 11. /api/v1 =============================================================
+# === 12. /api/v1 =============================================================
 # Accounts, events with a date, bookings of several tickets. Everything is
 # {"message": text, "data": ..., "error": false}; numbers may come as strings.
 
@@ -4054,7 +4414,7 @@ def show_booking_status(event_id: str) -> Response:
     )
 
 
-# === 12. Description =========================================================
+# === 13. Description =========================================================
 # /openapi.json and /docs. Paths come from the URL map, what a route takes from its
 # declared fields, and what it answers from its docstring: `201 {id, name}; 404`, where
 # a name with a capital is a shape. The tests hold the server to all of it.
@@ -4379,7 +4739,7 @@ fetch("/openapi.json").then(answer => answer.json()).then(api => {
 """
 
 
-# === 13. Page ================================================================
+# === 14. Page ================================================================
 # The live page at `/`, or `/?event=<id>`: a plain client of the partner API. Its hero
 # is the tape: rows are attempts, columns are versions; a ring where somebody read, a
 # disc where the save was first, a cross where it came too late. Two panes (for students
@@ -4674,7 +5034,7 @@ addEventListener("visibilitychange", live); curl(eventPath); live()</script>
 """
 
 
-# === 14. Race ================================================================
+# === 15. Race ================================================================
 # The classroom in the terminal: buyers in processes of their own, on a throwaway file,
 # without a check, with a lock, and optimistic. What it says is computed from what was
 # measured, and the bars show what was kept, not what was confirmed.
@@ -5046,7 +5406,7 @@ def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
     return winner, f"{winner} is {ratio:.1f} times as fast, because {reasons[winner]}."
 
 
-# === 15. Server ==============================================================
+# === 16. Server ==============================================================
 # `python ticketboss.py` under waitress: one loop reads and sends for all connections,
 # threads make the answers. No thread ever waits for a client, and no client keeps
 # another from being served. Knows nothing of seats.
@@ -5520,7 +5880,7 @@ def own_addresses(family: int) -> list[str]:
     return names
 
 
-# === 16. Main ================================================================
+# === 17. Main ================================================================
 # One app, however it is served, and the command line. Everything is wired here.
 
 
@@ -5544,8 +5904,10 @@ def make_app(settings: Settings) -> App:
     """The app, with its database open. Raises Unavailable."""
     app = App(__name__, static_folder=None)
     app.settings = settings
-    store_class = UncheckedStore if settings.unchecked else Store
-    app.store = store_class(settings.db, settings.timeout_s)
+    if settings.unchecked:
+        app.store = UncheckedStore(settings.db, settings.timeout_s)
+    else:
+        app.store = open_store(settings.db, settings.timeout_s)
     open_or_read_only(app.store, settings)
     app.box_office = BoxOffice(app.store, settings)
     app.served = itertools.count()
@@ -5573,7 +5935,7 @@ def make_app(settings: Settings) -> App:
     return app
 
 
-def open_or_read_only(store: Store, settings: Settings) -> None:
+def open_or_read_only(store: AnyStore, settings: Settings) -> None:
     """Open the database; where it can only be read, say so once and go on.
 
     Raises Unavailable where it cannot be read, or can never be replaced (a mount).
@@ -5676,7 +6038,7 @@ def exit_with_message(db: str) -> Iterator[None]:
     try:
         yield
     except TicketBossError as error:
-        place = error.detail or os.path.abspath(db)
+        place = error.detail or shown_location(db)
         advice = ERRNO_ADVICE.get(getattr(error.__cause__, "errno", 0))
         if isinstance(error, Damaged):
             advice = (
@@ -5705,6 +6067,7 @@ class Program(click.Group):
 
 DEFAULTS: Final = Settings()
 UNCHECKED_THINK_S: Final = 2.0  # without a pause, one process saves in order
+COPY_TIMEOUT_S: Final = 600  # a copy may be long, and nobody else may write meanwhile
 
 
 class PortOption(click.Option):
@@ -5739,7 +6102,11 @@ class PortOption(click.Option):
     envvar=["TICKETBOSS_PORT", "PORT"],
     help="Port to listen on; 0 picks a free one.",
 )
-@click.option("--db", default=DEFAULTS.db, help="Database file.")
+@click.option(
+    "--db",
+    default=DEFAULTS.db,
+    help="Database file, or a URL: postgresql://user@host/name.",
+)
 @click.option(
     "--seats",
     default=DEFAULTS.seats,
@@ -5910,10 +6277,9 @@ def command_option(name: str) -> Callable[[Any], Any]:
     "--repair", is_flag=True, help="Serve who waits beside seats that are free."
 )
 def audit(db: str, *, repair: bool) -> None:
-    """Prove that a db.json adds up: sums, versions, statuses, waiting lists."""
-    problem_count = 0
+    """Prove that the database adds up: sums, versions, statuses, waiting lists."""
     with exit_with_message(db):
-        store = Store(db)
+        store = open_store(db)
         database = store.load().database
         if repair and any(d.is_head_held_up() for d in database.events()):
             store.open(DEFAULTS.seats, may_seed=False)
@@ -5921,6 +6287,12 @@ def audit(db: str, *, repair: bool) -> None:
             before, database = database, store.load().database
             for text in served_by_repair(before, database):
                 click.echo(text)
+    sys.exit(print_audit(database))
+
+
+def print_audit(database: Database) -> int:
+    """Print a line for each event, and its faults; 1 if there are any, else 0."""
+    problem_count = 0
     for document in database.events():
         event = document.event
         statuses = Counter(r.status for r in document.reservations.values())
@@ -5939,7 +6311,7 @@ def audit(db: str, *, repair: bool) -> None:
         click.echo(f"FAULT: {problem}")
         problem_count += 1
     click.echo(f"{problem_count} faults." if problem_count else "All of it adds up.")
-    sys.exit(1 if problem_count else 0)
+    return 1 if problem_count else 0
 
 
 def audit_problems(document: Document) -> Iterator[str]:
@@ -6019,12 +6391,43 @@ def served_by_repair(before: Database, after: Database) -> Iterator[str]:
 def reset(db: str, seats: int) -> None:
     """Seed a fresh event; the old file is kept beside the new one."""
     with exit_with_message(db):
-        store = Store(db)
+        store = open_store(db)
         kept = f"{store.path}.{timestamp().replace(':', '-')}.old"
-        existed = store.reset(seats, kept)
+        kept = store.reset(seats, kept)
     click.echo(f"Created {store.path} with {seats} seats.")
-    if existed:
+    if kept:
         click.echo(f"The old file is {kept}.")
+
+
+@main.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def copy(source: str, target: str) -> None:
+    """Copy everything between a db.json and a database, either way.
+
+    FROM stays as it is. TO must be new: nothing is ever written over.
+    """
+    with exit_with_message(source):
+        store = open_store(source, COPY_TIMEOUT_S)
+        store.load()  # where there is nothing, no lock file is left behind
+        with store.lock():
+            database = store.load().database
+            with exit_with_message(target):
+                copied = open_store(target, COPY_TIMEOUT_S)
+                if not copied.create(database):
+                    raise AlreadyExists("It exists already. Nothing was written.")
+                arrived = copied.load().database
+    records = sum(len(d.reservations) for d in database.documents.values())
+    click.echo(
+        f"Copied {len(database.events())} events, {records} reservations and "
+        f"{len(database.accounts.members)} accounts from {store.path} to {copied.path}."
+    )
+    click.echo(
+        f"{store.path} is unchanged. Stop the servers that use it: both can sell now."
+    )
+    if arrived != database:
+        raise click.ClickException("The copy differs: somebody has changed it already")
+    sys.exit(print_audit(arrived))
 
 
 @main.command()
@@ -6036,7 +6439,7 @@ def admin(address: str, db: str, seats: int) -> None:
     if not is_email(address):
         raise click.UsageError("EMAIL must be an e-mail address")
     with exit_with_message(db):
-        store = Store(db)
+        store = open_store(db)
         store.open(seats)
         box_office = BoxOffice(store, DEFAULTS)
         accounts = box_office.database().accounts
@@ -6118,6 +6521,7 @@ def race(
     **numbers: int,
 ) -> None:
     """Race buyers without a check, with a lock, and optimistic, on a throwaway file."""
+    say_what_is_raced()
     sizes = RaceSizes(**numbers)
     rounds: Rounds = {case: [] for case in race_cases(think, events, only)}
     if sizes.seats < max((case.events for case in rounds), default=1):
@@ -6161,6 +6565,13 @@ def race_cases(
         for strategy in strategies
         if not only or strategy in only
     ]
+
+
+def say_what_is_raced() -> None:
+    """Say so where somebody could think that it is their database."""
+    db = click.get_current_context().find_root().params["db"]
+    if "://" in db:
+        click.echo(f"A throwaway file is used; {shown_location(db)} is not.", err=True)
 
 
 def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:

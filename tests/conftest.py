@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ PROGRAM = HERE.parent / "ticketboss.py"
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
-import ticketboss  # noqa: E402 -- only now can it be found
+import postgres  # noqa: E402 -- only now can they be found
+
+import ticketboss  # noqa: E402
 
 SEEDED = "node-meetup-2025"
 
@@ -61,6 +64,128 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The sizes of the long proofs."""
     parser.addoption("--middling", action="store_true", help="as .ci/run does")
     parser.addoption("--long", action="store_true", help="the largest sizes")
+    parser.addoption(
+        "--store",
+        choices=["file", "postgresql"],
+        default="file",
+        help="what keeps the data in the tests that hold for both stores",
+    )
+
+
+# The tests that hold for both stores: those of these files, but for a few.
+FOR_BOTH_STORES = {
+    "test_accounts",
+    "test_booking",
+    "test_histories",
+    "test_http",
+    "test_interleavings",
+    "test_limits",
+    "test_models",
+    "test_partner",
+    "test_servers",
+    "test_v1",
+}
+
+
+ABOUT_DB_JSON = {
+    "test_a_damaged_file_is_503_for_all_and_left_alone",
+    "test_a_key_holds_after_a_restart_and_in_another_server",  # no second file
+    "test_contention_is_told_in_its_own_words_and_changes_nothing",  # its lock
+    "test_health_is_503_until_a_good_file_is_back",
+    "test_the_admin_command_makes_an_account_and_does_not_show_the_password",
+    "test_without_jwt_secret_all_workers_share_one_key_in_a_file_of_ones_own",
+}
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Function]
+) -> None:
+    """With --store=postgresql, leave out what is about db.json alone."""
+    if config.getoption("--store") == "file":
+        return
+    left_out = [
+        item
+        for item in items
+        if item.path.stem not in FOR_BOTH_STORES or item.originalname in ABOUT_DB_JSON
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Postgres]:
+    """A PostgreSQL for all tests of this process; each takes a schema of its own."""
+    postgres.require()
+    cluster = postgres.Postgres()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def own() -> Iterator[postgres.Postgres]:
+    """A PostgreSQL that this test may kill."""
+    postgres.require()
+    own = postgres.Postgres()
+    yield own
+    if own.process.poll() is None:
+        own.kill()
+    own.stop()
+
+
+@pytest.fixture
+def database_in(request: pytest.FixtureRequest) -> Callable[[Path], Any]:
+    """database_in(folder): where a database can be made that belongs to this folder."""
+
+    def database_in(folder: Path) -> Any:
+        if request.config.getoption("--store") == "file":
+            return folder / "db.json"
+        return SQLPlace(request.getfixturevalue("cluster"), folder)
+
+    return database_in
+
+
+class SQLPlace:
+    """A schema of its own in a PostgreSQL, with what tests do to a db.json."""
+
+    def __init__(self, cluster: postgres.Postgres, folder: Path) -> None:
+        self.parent = folder
+        self.name = "db.json"
+        self.cluster = cluster
+        self.schema = f"s{uuid.uuid4().hex}"
+        self.url = cluster.url(self.schema)
+        cluster.execute(f"CREATE SCHEMA {self.schema}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def exists(self) -> bool:
+        """Whether there is a table."""
+        [[table]] = self.cluster.execute(
+            f"SELECT to_regclass('{self.schema}.ticketboss')"
+        )
+        return table is not None
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Drop the table."""
+        assert missing_ok or self.exists()
+        self.cluster.execute(f"DROP TABLE IF EXISTS {self.schema}.ticketboss")
+
+    def read_bytes(self) -> bytes:
+        """What is in it, as a db.json says it."""
+        return postgres.as_file(self.url, self.parent)
+
+    def read_text(self) -> str:
+        """The same as text."""
+        return self.read_bytes().decode()
+
+    def write_text(self, text: str) -> None:
+        """Put what a db.json says into it, over whatever is there."""
+        self.write_bytes(text.encode())
+
+    def write_bytes(self, text: bytes) -> None:
+        """The same of bytes."""
+        self.unlink(missing_ok=True)
+        postgres.from_file(text, self.url, self.parent)
 
 
 @pytest.fixture
@@ -106,9 +231,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Path:
+def db(database_in: Callable[[Path], Any], tmp_path: Path) -> Any:
     """Where this test's database is, once somebody makes it."""
-    return tmp_path / "db.json"
+    return database_in(tmp_path)
 
 
 @pytest.fixture

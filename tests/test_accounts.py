@@ -896,7 +896,9 @@ def test_no_request_has_the_rights_of_another_that_it_shares_a_write_with(
         return own.post("/reservations", json=sale, headers=headers["root"]).status_code
 
     with ThreadPoolExecutor(16) as pool:
-        with ticketboss.Store(str(db)).lock():  # so that they all wait for one turn
+        with ticketboss.open_store(
+            str(db)
+        ).lock():  # so that they all wait for one turn
             told = []
             for who in "root", "bob":  # an admin is first in line, and decides for all
                 told += [pool.submit(ask, who) for _ in range(8)]

@@ -20,8 +20,8 @@ from ticketboss import (
     Document,
     Event,
     Reservation,
-    Store,
     Transactions,
+    open_store,
 )
 
 SEEDED = "node-meetup-2025"
@@ -1075,7 +1075,7 @@ def sale(event_id, reservation_id):
 def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
     db, changed, attempts
 ):
-    here, there = Store(str(db)), Store(str(db))  # as two processes have them
+    here, there = open_store(str(db)), open_store(str(db))  # as two processes have them
     here.open(5)
     for name in ("quiet", "busy"):
         Transactions(here).transact(

@@ -507,7 +507,7 @@ def settled(history: list[Op], records: dict[str, Any]) -> list[Op]:
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "with kill -9 in between"])
 def test_what_two_servers_answer_could_have_happened_one_by_one(
-    serve, tmp_path, pick, killed
+    serve, database_in, tmp_path, pick, killed
 ):
     operations = pick(1000, 10_000, 100_000) if killed else pick(9000, 10**5, 10**6)
     for first in range(0, operations, 5000):  # a fresh file now and then: it grows
@@ -515,7 +515,7 @@ def test_what_two_servers_answer_could_have_happened_one_by_one(
         folder.mkdir()
         _live(
             serve,
-            folder / "db.json",
+            database_in(folder),
             min(5000, operations - first),
             first,
             kills=3 if killed else 0,

@@ -160,11 +160,15 @@ class Office:
             self.first = file.read()
         self.stores = [kind(path) for _ in wishes]
 
-    def play(self, orders: list[int]) -> Order:
-        """Follow `orders` as far as they go; then whoever is on goes on."""
+    def begin(self) -> None:
+        """Put the file back as it was at the start."""
         with open(f"{self.path}.new", "wb") as file:
             file.write(self.first)
         os.replace(file.name, self.path)
+
+    def play(self, orders: list[int]) -> Order:
+        """Follow `orders` as far as they go; then whoever is on goes on."""
+        self.begin()
         clients = [Client(*pair) for pair in zip(self.stores, self.wishes, strict=True)]
         for client in clients:
             client.go_on()
@@ -289,6 +293,16 @@ OF_THREE: dict[str, list[Wish]] = {
 }
 
 
+def at_the_start() -> t.Database:
+    """Two of four seats are free, and two of another event."""
+    seeded = t.seed(4)
+    early = seeded.document(None).reserve(
+        t.Reservation("early", "early", 2, "waitlisted")
+    )
+    another = t.Document.of(t.Event(2, "Another", 2, 2, 0), {})
+    return seeded.with_document(early).with_document(another).settled()
+
+
 @pytest.fixture
 def office(monkeypatch):
     """Give office(wishes, kind): its clients stop before they write, too."""
@@ -301,15 +315,9 @@ def office(monkeypatch):
         monkeypatch.setattr(os, name, stepped)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no power is cut here
     monkeypatch.setattr(time, "sleep", lambda _: None)  # nor does anybody wait
-    seeded = t.seed(4)
-    early = seeded.document(None).reserve(
-        t.Reservation("early", "early", 2, "waitlisted")
-    )
-    another = t.Document.of(t.Event(2, "Another", 2, 2, 0), {})
-    start = seeded.with_document(early).with_document(another)
     with tempfile.TemporaryDirectory(dir=RAM if os.path.isdir(RAM) else None) as folder:
         yield lambda wishes, kind=Stepped: Office(
-            f"{folder}/db.json", start, kind, wishes
+            f"{folder}/db.json", at_the_start(), kind, wishes
         )
 
 

@@ -7,7 +7,6 @@ sales in order of arrival, has to agree with every dialect about every number.
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 from collections import Counter
@@ -664,17 +663,26 @@ def start(make_app: Any, db: Any) -> tuple[bytes, str]:
 
 
 def test_all_dialects_together_do_what_a_simple_model_does(
-    start: tuple[bytes, str], tmp_path: Any, pick: Any, monkeypatch: Any
+    start: tuple[bytes, str],
+    database_in: Any,
+    tmp_path: Any,
+    pick: Any,
+    monkeypatch: Any,
 ) -> None:
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path / "hypothesis"))
     monkeypatch.setattr(os, "fsync", lambda _: None)  # what is decided is shown here
     seen: Counter[str] = Counter()
-    files = (tmp_path / f"{n}.json" for n in itertools.count())
+
+    def dialects() -> Dialects:
+        folder = tmp_path / str(len(os.listdir(tmp_path)))
+        folder.mkdir()
+        return Dialects(database_in(folder), *start, seen)
+
     first = pick(0, random.getrandbits(32), random.getrandbits(32))
     print("the first seed:", first)
     for number in range(first, first + 20):  # until all that matters has happened
         run_state_machine_as_test(
-            seed(number)(lambda: Dialects(next(files), *start, seen)),
+            seed(number)(dialects),
             settings=settings(
                 max_examples=pick(25, 150, 2_000),
                 stateful_step_count=pick(30, 40, 50),
