@@ -1931,9 +1931,8 @@ class SQLStore(AnyStore):
         """Write what differs, and commit. False: certainly not done, read again."""
         mark = secrets.token_hex(4)
         try:
-            with db.pipeline():
-                _write_rows(db, now, wanted, mark)
-                db.commit()
+            _write_rows(db, now, wanted, mark)
+            db.commit()
         except self._driver.Error as error:
             if not (error.sqlstate or "08").startswith(UNSURE):
                 raise

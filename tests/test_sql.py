@@ -237,7 +237,6 @@ class Cut:
                 monkeypatch.setattr(t, "_write_rows", write)
                 if when == "after":
                     db.commit()
-                    db._pipeline.sync()
                 db.pgconn.finish()
                 self.then()
                 monkeypatch.setattr(t, "_write_rows", write_rows)
