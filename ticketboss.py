@@ -3533,6 +3533,13 @@ class PublicAttempt(Struct, frozen=True, rename="camel"):
     version: int
 
 
+class AttemptList(Struct, frozen=True):
+    """The answer of `/attempts`."""
+
+    attempts: list[PublicAttempt]
+    unchecked: bool  # whether this server loses sales, for a class
+
+
 def record_attempts(status: int) -> None:
     """Keep what this request attempted, for `/attempts`, if it came to a decision."""
     if status in UNDECIDED:
@@ -3717,8 +3724,9 @@ def show_reservation(reservation_id: str, event_id: str | None = None) -> Respon
 
 @partner.get("/attempts")
 @partner.get("/events/<event_id>/attempts")
+@operation()
 def list_attempts(event_id: str | None = None) -> Response:
-    """{attempts: [attempt, ...], unchecked}: the last ones at this process, by age."""
+    """The last attempts at this process, oldest first: 200 AttemptList; 304; 404."""
     shown_id = str(app.box_office.database().document(event_id).event.event_id)
     if app.settings.require_login:
         require_login()
@@ -3727,9 +3735,7 @@ def list_attempts(event_id: str | None = None) -> Response:
         for account_id, attempt in app.attempts.copy()
         if attempt.event_id == shown_id and may_see_attempts_of(account_id)
     ]
-    response = json_response(
-        {"attempts": attempts, "unchecked": app.settings.unchecked}
-    )
+    response = json_response(AttemptList(attempts, app.settings.unchecked))
     g.headers["Cache-Control"] = "no-cache"
     if app.settings.require_login:
         g.headers["Vary"] = "Authorization"
@@ -4490,7 +4496,10 @@ def openapi() -> Body:
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             operation = operation_json(rule.endpoint, method, path)
             paths.setdefault(path, {})[method.lower()] = operation
-    schemas = msgspec.json.schema_components([PublicReservation, Report])[1]
+    schemas = msgspec.json.schema_components(
+        [PublicReservation, Report, AttemptList],
+        ref_template="#/components/schemas/{name}",
+    )[1]
     headers = {
         name: {"description": text, "schema": {"type": "string"}}
         for name, text in ANSWER_HEADERS.items()

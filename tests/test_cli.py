@@ -306,7 +306,8 @@ def test_every_option_but_the_dangerous_one_has_its_variable(monkeypatch):
     } <= set(options)
     for flag in options:  # "1" is a number, a duration, a yes and a name
         name = "TICKETBOSS_" + flag[2:].replace("-", "_").upper()
-        monkeypatch.setenv(name, "1")
+        is_origin = flag == "--allow-origin"
+        monkeypatch.setenv(name, "http://localhost:5173" if is_origin else "1")
     context = ticketboss.main.make_context("ticketboss", [])
     assert {
         flag
