@@ -21,7 +21,6 @@ it are what it is for; no section refers to a later one.
 1 Settings, 2 Values, 3 Rules, 4 Store, 5 Transactions, 6 SQL store, 7 Accounts,
 8 Box office, 9 HTTP, 10 Partner API, 11 Booking API, 12 /api/v1, 13 Description,
 14 Page, 15 Race, 16 Server, 17 Main.
-15 Server, 16 Main.
 
 Known limits: db.json is for one machine with POSIX file locks (no network drives),
 and each change writes the whole file; who outgrows it names a PostgreSQL database
@@ -3732,7 +3731,7 @@ def show_reservation(reservation_id: str, event_id: str | None = None) -> Respon
 @partner.get("/attempts")
 @partner.get("/events/<event_id>/attempts")
 def list_attempts(event_id: str | None = None) -> Response:
-    """{attempts: [attempt, ...], unchecked}: the last ones at this process, by age."""
+    """List the last decisions of this process: 200 {attempts, unchecked}; 304; 404."""
     shown_id = str(app.box_office.database().document(event_id).event.event_id)
     if app.settings.require_login:
         require_login()
@@ -4445,8 +4444,8 @@ TYPES: Final = {  # of the fields of answers that are no strings
     "integer null": "userId createdBy",
     "string null": "date createdAt updatedAt",
     "object": "event totals",
-    "array": "events",
-    "boolean": "ok",
+    "array": "events attempts",
+    "boolean": "ok unchecked",
 }
 REQUEST_HEADERS: Final = {  # a pattern and an example for each
     "GET": {"If-None-Match": (".*", '"0"')},
