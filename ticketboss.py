@@ -21,7 +21,6 @@ it are what it is for; no section refers to a later one.
 1 Settings, 2 Values, 3 Rules, 4 Store, 5 Transactions, 6 SQL store, 7 Accounts,
 8 Box office, 9 HTTP, 10 Partner API, 11 Booking API, 12 /api/v1, 13 Description,
 14 Page, 15 Race, 16 Server, 17 Main.
-15 Server, 16 Main.
 
 Known limits: db.json is for one machine with POSIX file locks (no network drives),
 and each change writes the whole file; who outgrows it names a PostgreSQL database
@@ -2654,7 +2653,8 @@ NEW_ID: Final = (
     r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\\ufeff\\uffa0\\ufff0-\\ufff8\U000e0000-\U000e0fff]{1,200}$"
 )
-EMAIL: Final = r"^[^@\s\x00-\x1f\x7f-\x9f]+@[^@\s]+\.[^@\s]+$"
+IN_EMAIL: Final = r"[^@\s\x00-\x1f\x7f-\xa0\u2028-\u202e\u2066-\u2069\ufeff]+"
+EMAIL: Final = rf"^{IN_EMAIL}@{IN_EMAIL}\.{IN_EMAIL}$"
 MAX_SEATS: Final = 10**6
 MAX_BODY: Final = 64 * 1024
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # what every reader of JSON gets right
@@ -2760,6 +2760,7 @@ NewId = (  # which a URL can have, and which looks like no other
         ),
     ]
 )
+Date = Annotated[PlainText, Meta(extra_json_schema={"format": "date"})]
 Email = Annotated[str, rule("Invalid email format", pattern=EMAIL, max_length=200)]
 OptionalText = Annotated[
     str,
@@ -2853,6 +2854,8 @@ def parse(kind: type[F]) -> F:
     given = {} if method in {"GET", "HEAD"} else json_body(example_of(kind))
     if method in {"GET", "HEAD", "DELETE"}:
         given |= query_fields(kind, given)
+    if method == "PATCH":
+        require_changes(kind, given)
     is_v1 = request.blueprint == "v1"
     values = {}
     for each in fields_of(kind):
@@ -2863,6 +2866,15 @@ def parse(kind: type[F]) -> F:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError:
         abort(400, next(refusals(kind, values)))
+
+
+def require_changes(kind: type[Fields], given: Body) -> None:
+    """Refuse a change of nothing, of what cannot be changed, and to nothing."""
+    known = [each.name for each in fields_of(kind)]
+    wrong = [name for name in given if name not in known or given[name] is None]
+    if wrong or not given:
+        wrong_name = f"not for {wrong[0]!a:.99}" if wrong else "for one or more"
+        abort(400, f"Send a value for {', '.join(known)}: {wrong_name}")
 
 
 def example_of(kind: type[Fields]) -> str:
@@ -3976,16 +3988,13 @@ def event_detail_json(event: Event) -> Body:
     }
 
 
-WHAT_CHANGES: Final = "Send a value for name, totalSeats, price, date or sales."
-
-
 class EventChanges(Fields):
     """{"totalSeats":600}."""
 
     name: PlainText | None = None
     total_seats: Seats | None = None
     price: Price | None = None
-    date: PlainText | None = None
+    date: Date | None = None
     sales: Annotated[Sales, rule("{} must be open or closed")] | None = None
 
 
@@ -3993,18 +4002,11 @@ class EventChanges(Fields):
 @operation()
 def change_event(sent: EventChanges, event_id: str) -> Response:
     """Change an event: 200 ChangedEvent; 404; 409 if too many seats are taken."""
-    given = json_body()
-    for name in [name for name, value in given.items() if value is None] or [
-        *given.keys() - {each.name for each in fields_of(EventChanges)}
-    ]:
-        abort(400, f"{name!a:.99} cannot be changed. {WHAT_CHANGES}")
     changes = {
         name: value
         for name, value in msgspec.structs.asdict(sent).items()
         if value is not None
     }
-    if not changes:
-        abort(400, f"Nothing is to be changed. {WHAT_CHANGES}")
     if sent.date is not None:
         changes["date"] = utc_timestamp(sent.date)
     outcome = app.box_office.change_event(event_id, changes, caller())
@@ -4240,7 +4242,7 @@ class EventBody(Fields, kw_only=True):
     name: PlainText
     total_tickets: Seats
     available_tickets: Annotated[int, between(0, MAX_SEATS)] | None = None
-    date: PlainText  # a day, or a time
+    date: Date  # or a time
 
     def __post_init__(self) -> None:
         """Refuse an event that would begin with tickets sold."""
@@ -4447,12 +4449,15 @@ TYPES: Final = {  # of the fields of answers that are no strings
     "integer null": "userId createdBy",
     "string null": "date createdAt updatedAt",
     "object": "event totals",
-    "array": "events",
-    "boolean": "ok",
+    "array": "events attempts",
+    "boolean": "ok unchecked",
 }
-REQUEST_HEADERS: Final = {
-    "GET": {"If-None-Match": '^"[0-9]+"$'},
-    "change": {"If-Match": '^"[0-9]+"$', "Idempotency-Key": "^[!-~]{1,255}$"},
+REQUEST_HEADERS: Final = {  # a pattern and an example for each
+    "GET": {"If-None-Match": (".*", '"0"')},
+    "change": {
+        "If-Match": (r'^(\*|"[0-9]{1,9}")$', "*"),
+        "Idempotency-Key": ("^[!-~]{1,255}$", "my-first-try"),
+    },
 }
 ANSWER_HEADERS: Final = {
     "X-Request-ID": "The client's own, or a new one",
@@ -4530,7 +4535,7 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
         "summary": str(view.__doc__).partition("\n")[0],
         "security": [bearer] if must_log_in else [{}, bearer],
         "parameters": parameters_json(kind, method, path, dialect),
-        "responses": responses_json(view, method, dialect),
+        "responses": responses_json(view, method, path, dialect),
         "x-codeSamples": [
             {
                 "lang": "curl",
@@ -4540,6 +4545,10 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
     }
     if method != "GET" and kind is not Fields:
         schema = fields_schema(kind, dialect)
+        if method == "PATCH":
+            schema |= {"minProperties": 1, "additionalProperties": False}
+            for declared in schema["properties"].values():
+                declared["anyOf"].remove({"type": "null"})
         example = msgspec.json.decode(example_of(kind))
         operation["requestBody"] = {
             "required": "required" in schema,
@@ -4563,10 +4572,11 @@ def parameters_json(
             for name, schema in properties.items()
         ]
     headers = REQUEST_HEADERS["GET" if method == "GET" else "change"]
-    found += [
-        {"name": name, "in": "header", "schema": {"type": "string", "pattern": pattern}}
-        for name, pattern in headers.items()
-    ]
+    for name, (pattern, example) in headers.items():
+        schema = {"type": "string", "pattern": pattern}
+        found.append(
+            {"name": name, "in": "header", "schema": schema, "example": example}
+        )
     return found
 
 
@@ -4581,7 +4591,11 @@ def fields_schema(kind: type[Fields], dialect: str) -> Body:
             types = [*types, {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}]
         schema["properties"][name] = {"anyOf": types}
     if kind.one_of:
-        schema["oneOf"] = [{"required": [camel(name)]} for name in kind.one_of]
+        present: Body = {"not": {"type": "null"}}
+        names = [camel(name) for name in kind.one_of]
+        schema["oneOf"] = [
+            {"required": [name], "properties": {name: present}} for name in names
+        ]
     return schema
 
 
@@ -4600,10 +4614,11 @@ def shape_schema(shape: str) -> Body:
     }
 
 
-def responses_json(view: View, method: str, dialect: str) -> Body:
+def responses_json(view: View, method: str, path: str, dialect: str) -> Body:
     """What an operation answers: what its docstring says, and the usual errors."""
     said = dict(re.findall(r"\b([2-5]\d\d)\b([^;.]*)", str(view.__doc__)))
     usual = ERRORS["GET"] + (ERRORS["change"] if method != "GET" else [])
+    usual += ["404"] if "{" in path else []
     headers = {
         name: {"$ref": f"#/components/headers/{name}"} for name in ANSWER_HEADERS
     }

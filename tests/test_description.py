@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+from urllib.parse import urlsplit
 
 import pytest
 from openapi_spec_validator import validate
+from test_page import Browser, Page
 
 
 def described(client):
@@ -105,3 +107,26 @@ def test_the_docs_load_nothing_from_elsewhere(client):
     assert answer.text.count(f'nonce="{nonce}"') == 2
     assert not re.search(r"(?i)innerHTML|https?://|\bsrc=", answer.text)
     assert client.get("/docs").text != answer.text  # another nonce
+
+
+def test_the_docs_show_every_operation_with_its_line_in_a_browser(serve, tmp_path):
+    server, browser = serve(), Browser(tmp_path / "profile")
+    try:
+        page = Page(browser, f"{server.url}/docs", ready="all('details').length > 0")
+        told = operations(server.ask("GET", "/openapi.json")[1])
+        assert page.run("texts('summary b')") == [
+            f"{method} {path}" for method, path, _ in told
+        ]
+        assert page.run("all('pre').map(line => line.textContent)") == [
+            operation["x-codeSamples"][0]["source"].replace("ORIGIN", server.url)
+            for _, _, operation in told
+        ]
+        page.run("all('summary')[0].click()")
+        assert page.run("all('details')[0].open")
+        assert page.run("violations") == []
+        assert {urlsplit(url).path for url, _ in page.answers()} == {
+            "/docs",
+            "/openapi.json",
+        }
+    finally:
+        browser.end()

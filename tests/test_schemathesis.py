@@ -1,0 +1,177 @@
+"""The server does what its description says, whatever schemathesis makes of it.
+
+All standard checks, in all phases, on a real server: examples, the edges of each
+schema, random requests that fit and that do not, and chains of requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import conftest
+import pytest
+from conftest import HERE, PROGRAM
+
+ADMIN = {  # who logs in as the examples of the description do
+    "username": "ann",
+    "email": "ann@example.com",
+    "password": "my long password",
+}
+LISTED = {  # failures that are none, each by its check and its answer: why
+    ("positive_data_acceptance", "400 .*bookingId is not the one in the path"): (
+        "No schema can say that two fields are equal."
+    ),
+    ("positive_data_acceptance", "400 .*is there twice"): (
+        "No schema can say that a query and a body agree."
+    ),
+    ("positive_data_acceptance", "400 .*after must be the last reservationId"): (
+        "No schema can say which reservations there are."
+    ),
+    ("positive_data_acceptance", "400 .*You hold"): (
+        "No schema can say how many seats are held."
+    ),
+    ("positive_data_acceptance", "/initialize 400 .*name .string. is required"): (
+        "What is given no id needs a name; the name of others is optional."
+    ),
+    ("positive_data_acceptance", "400 .*username must not be a number"): (
+        "No pattern knows all digits that there are."
+    ),
+    ("positive_data_acceptance", "400 .*availableTickets must equal"): (
+        "No schema can say that two fields are equal."
+    ),
+    (".*", "400 .*If-Match must be"): (
+        "schemathesis drops the quotes of some header values."
+    ),
+    ("negative_data_rejection", "GET .* 200 "): (
+        "An unknown parameter of a GET is ignored, as the contract has it."
+    ),
+}
+
+
+class Failure(NamedTuple):
+    """A check that failed."""
+
+    check: str
+    answer: str  # method, path, status and body
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether there is a reason for it."""
+        return any(
+            re.search(check, self.check) and re.search(answer, self.answer)
+            for check, answer in LISTED
+        )
+
+
+def run(url: str, report: Any, examples: int, *more: str) -> str:
+    """Run schemathesis; what it prints."""
+    program = [sys.executable, "-m", "schemathesis.cli"]
+    told = [
+        *("--config-file", HERE / "schemathesis.toml", "run", f"{url}/openapi.json"),
+        *("--max-examples", examples, "--seed", 1, "--no-color", "--workers", 1),
+        *("--report", "ndjson", "--report-ndjson-path", report, "--no-shrink"),
+        *("--continue-on-failure", "--generation-database", "none"),
+        *("--output-sanitize", "false"),
+    ]
+    shown = subprocess.run(
+        [*program, *map(str, told), *more],
+        capture_output=True,
+        text=True,
+        cwd=report.parent,
+        check=False,
+    )
+    return shown.stdout + shown.stderr
+
+
+def findings(report: Any) -> tuple[int, list[Failure], list[str]]:
+    """How many requests were made; the checks that failed; errors of the tool."""
+    cases, failures, errors = 0, [], []
+    for line in report.read_text().splitlines():
+        event = json.loads(line)
+        if "NonFatalError" in event or "FatalError" in event:
+            errors.append(line)
+        recorder = event.get("ScenarioFinished", {}).get("recorder")
+        if not recorder or "interactions" not in recorder:
+            continue
+        cases += len(recorder["interactions"])
+        for case, checks in recorder["checks"].items():
+            interaction = recorder["interactions"].get(case, {})
+            response = interaction.get("response") or {"status_code": "no answer"}
+            content = (response.get("content") or {}).get("$base64", "")
+            text = base64.b64decode(content).decode(errors="replace")
+            request = interaction.get("request", {})
+            asked = f"{request.get('method')} {urlsplit(request.get('uri')).path}"
+            answer = f"{asked} {response['status_code']} {text}"
+            failures += [
+                Failure(each["name"], answer)
+                for each in checks
+                if each["status"] != "success"
+            ]
+    return cases, failures, errors
+
+
+def test_schemathesis_finds_nothing_that_is_not_listed(serve, tmp_path, pick, say):
+    server = serve("--login-limit", "1000000 per minute")
+    server.ask("POST", "/api/v1/auth/register", ADMIN)
+    examples, least = pick((2, 500), (20, 2000), (270, 20_000))
+    report = tmp_path / "report.ndjson"
+    shown = run(server.url, report, examples)
+    cases, failures, errors = findings(report)
+    unlisted = Counter(failure for failure in failures if not failure.is_listed)
+    say(f"schemathesis: {cases} requests, {len(failures)} listed failures")
+    assert unlisted == Counter()
+    assert errors == []
+    assert cases >= least, shown[-2000:]
+    assert server.ask("GET", "/_health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "right", "wrong", "check"),
+    [
+        (
+            "/event",
+            '"Event": "eventId, name, totalSeats, availableSeats, reservationCount, ',
+            '"Event": "eventId, name, totalSeats, reservationCount, ',
+            "response_schema_conformance",
+        ),
+        (
+            "/reservations",
+            "Reserve seats: 201 {",
+            "Reserve seats: 200 {",
+            "status_code_conformance",
+        ),
+        (
+            "/login",
+            "Log in: 200 {token, accessToken, tokenType, expiresIn}",
+            "Log in: 200 {token, accessToken, tokenType, lifetime}",
+            "response_schema_conformance",
+        ),
+        (
+            "/report",
+            "have sold: 200 {events, totals} or",
+            "have sold: 200",
+            "content_type_conformance",
+        ),
+    ],
+)
+def test_a_wrong_declaration_is_found(
+    serve, tmp_path, monkeypatch, path, right, wrong, check
+):
+    program = tmp_path / "wrong.py"
+    text = PROGRAM.read_text()
+    assert text.count(right) == 1
+    program.write_text(text.replace(right, wrong))
+    monkeypatch.setattr(conftest, "PROGRAM", program)
+    server = serve()
+    server.ask("POST", "/api/v1/auth/register", ADMIN)
+    report = tmp_path / "report.ndjson"
+    run(server.url, report, 2, "--include-path", path)
+    _, failures, _ = findings(report)
+    assert {failure.check for failure in failures if not failure.is_listed} == {check}
