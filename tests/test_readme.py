@@ -12,6 +12,7 @@ import ast
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -218,6 +219,32 @@ def test_every_command_of_a_section_does_what_readme_shows(terminals, section):
         printed = terminals.run(short)
         if shown is not None:
             assert (command, printed) == (command, RANDOM_IDS.sub("<id>", shown))
+
+
+def test_the_commands_of_beyond_one_machine_do_what_readme_says(terminals, own):
+    """There and back, and the copies are the same; then a server sells from there."""
+    section = SECTIONS["Beyond one machine"]
+    asked = [block for kind, block in BLOCK.findall(section) if kind == "bash"]
+    commands = "".join(asked).splitlines()
+    url = shlex.quote(own.url())
+    install, serve, *copies = [
+        command.replace("postgresql://user@host/name", url) for command in commands
+    ]
+    assert install == '.venv/bin/pip install "psycopg[binary]"'
+    assert len(copies) == 2
+    terminals.serve(RUN_SERVER)
+    order = BLOCK.findall(SECTIONS["Quick start"])[2][1]
+    terminals.run(order)
+    terminals.stop(DEFAULT_PORT)
+    for copy in copies:
+        assert terminals.run(copy).endswith("All of it adds up.")
+    kept, back = terminals.folder / "db.json", terminals.folder / "back.json"
+    assert back.read_bytes() == kept.read_bytes()
+    terminals.serve(serve)
+    assert terminals.run(order).endswith('"status":"confirmed"}\n201')
+    count = "SELECT count(*) FROM ticketboss WHERE body LIKE '%abc-corp%'"
+    assert own.execute(count) == [(2,)]
+    assert back.read_bytes() == kept.read_bytes()
 
 
 def test_commands_and_what_they_print_are_in_blocks_of_their_own():
