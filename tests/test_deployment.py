@@ -76,6 +76,7 @@ def test_these_are_all_the_variables_and_no_dangerous_switch_has_one():
         "TICKETBOSS_QUIET",
         "TICKETBOSS_RATE_LIMIT",
         "TICKETBOSS_RATE_STORAGE",
+        "TICKETBOSS_REQUIRE_IF_MATCH",
         "TICKETBOSS_REQUIRE_LOGIN",
         "TICKETBOSS_SEATS",
         "TICKETBOSS_THINK",
