@@ -170,9 +170,7 @@ class Event(Value, frozen=True):
     event_id: int | str  # 1 and "1" are the same event
     name: str
     total_seats: NonNegative
-    available_seats: (
-        NonNegative  # redundant, for readers of the file; `check` proves it
-    )
+    available_seats: NonNegative  # redundant, for readers; `check` proves it
     version: NonNegative  # how many times the event has changed
     price: NonNegative = 0  # of one seat, in minor units (cents)
     date: str | None = None
@@ -180,9 +178,7 @@ class Event(Value, frozen=True):
     created_at: str | None = None
     key_uses: tuple[KeyUse, ...] = ()  # what opened and changed it
     sales: Sales = "open"
-    deleted: bool = (
-        False  # kept as a stub, so that a new event goes on counting versions
-    )
+    deleted: bool = False  # kept, so that a new event goes on counting versions
 
 
 class Origin(Value, frozen=True):
@@ -193,9 +189,7 @@ class Origin(Value, frozen=True):
     # versions "email:...", where normalize_name had replaced letters of the address.
     user: str = ""
     account: int = 0  # the account whose token made it
-    booking: int = (
-        0  # its number in /api/v1; random, since knowing it is enough to cancel
-    )
+    booking: int = 0  # its number in /api/v1; random: who knows it may cancel
     first_name: str = ""
     last_name: str = ""
     email: str = ""
@@ -750,12 +744,18 @@ class Document(Struct, frozen=True):
 
     def with_records(self, event: Event, changed: dict[str, Reservation]) -> Document:
         """This document with another event, and some other reservations."""
-        waiting = self.waiting
-        for key, reservation in changed.items():
-            if reservation.status != "waitlisted":
-                waiting = tuple(other for other in waiting if other != key)
-            elif key not in waiting:
-                waiting = (*waiting, key)
+        kept = (
+            key
+            for key in self.waiting
+            if key not in changed or changed[key].status == "waitlisted"
+        )
+        joined = [
+            key
+            for key, reservation in changed.items()
+            if reservation.status == "waitlisted" and key not in self.waiting
+        ]
+        joined.sort(key=lambda key: changed[key].event_version_at_reservation or 0)
+        waiting = (*kept, *joined) if self.waiting or joined else ()
         if isinstance(self.reservations, ChainMap):
             earlier, found = self.reservations.maps
             reservations = ChainMap({**earlier, **changed}, found)

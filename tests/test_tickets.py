@@ -489,3 +489,10 @@ def test_the_laws_hold_in_every_order_of_a_few_steps(pick):
     walk(event(3), [], pick(5, 6, 7))
     assert walked > 10_000
     assert promoted > 1_000
+
+
+def test_orders_that_join_together_wait_by_version_whatever_order_they_are_read_in():
+    full = sold(3, ("a", 3))
+    waiting = sold(3, ("a", 3), ("b", 2), ("c", 1), ("d", 2))
+    read = {name: waiting.reservations[name] for name in ("d", "b", "c")}
+    assert line(full.with_records(waiting.event, read)) == line(waiting) == "bcd"
