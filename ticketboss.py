@@ -4449,8 +4449,8 @@ TYPES: Final = {  # of the fields of answers that are no strings
     "integer null": "userId createdBy",
     "string null": "date createdAt updatedAt",
     "object": "event totals",
-    "array": "events attempts",
-    "boolean": "ok unchecked",
+    "array": "events",
+    "boolean": "ok",
 }
 REQUEST_HEADERS: Final = {  # a pattern and an example for each
     "GET": {"If-None-Match": (".*", '"0"')},
@@ -6213,6 +6213,11 @@ def check_unchecked(context: click.Context) -> None:
         raise click.UsageError(
             "--unchecked loses sales, so it takes no --db (or TICKETBOSS_DB): it uses "
             "a throwaway folder."
+        )
+    if context.params["require_if_match"]:
+        raise click.UsageError(
+            "--unchecked takes no If-Match, so it cannot be used with "
+            "--require-if-match."
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
-from conftest import SEEDED
+from conftest import PROGRAM, SEEDED
 
 import ticketboss
 
@@ -276,6 +278,18 @@ def test_where_a_version_is_required_a_replay_is_answered_first(make_app, db):
     with unchanged(db):
         again = client.post("/reservations", json=body, headers=key)
         assert (again.status_code, again.json) == (201, first.json)
+
+
+def test_a_server_that_does_not_check_cannot_require_a_version(tmp_path):
+    told = subprocess.run(
+        [sys.executable, PROGRAM, "--unchecked", "--require-if-match"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "--unchecked takes no If-Match" in told.stderr
 
 
 # --- whose event ----------------------------------------------------------------------
