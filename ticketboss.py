@@ -1181,6 +1181,8 @@ class Store:
                         os.unlink(kept)
                     raise
             self._sync_folder(folder_fd)
+            with self._writing("The lock cannot be used", self._lock_path):
+                os.ftruncate(self._lock_fd, 1)
             return kept if existed else ""
 
     def load(self) -> Snapshot:
@@ -6438,6 +6440,7 @@ def copy(source: str, target: str) -> None:
     with exit_with_message(source):
         store = open_store(source, COPY_TIMEOUT_S)
         store.load()  # where there is nothing, no lock file is left behind
+        store.open(DEFAULTS.seats, may_seed=False)
         with store.lock():
             database = store.load().database
             with exit_with_message(target):

@@ -121,10 +121,8 @@ BAD_ACCOUNTS = {
     | {"members": {"bob@example.com": with_members()["members"]["2"]}},
     "one address": with_members(email="ann@example.com"),
     "one address in two cases": with_members(email="ANN@example.com"),
-    "one address in two forms": with_members(email="ann\uff20example.com"),
     "one name": with_members(username="ann"),
     "one name in two forms": with_members(username="\uff21nn"),
-    "called like the other's address": with_members(username="ann\uff20example.com"),
     "an unknown role": with_members(role="boss"),
     "an unknown field": with_members(phone="7"),
 }

@@ -407,7 +407,10 @@ def test_who_does_nothing_is_kept_for_75_seconds_and_no_longer(launch, wires, cl
 
 @pytest.mark.parametrize(
     "begun",
-    [b"GET /event HT", b"POST /reservations HTTP/1.1\r\nContent-Length: 33\r\n\r\n{"],
+    [
+        b"GET /event HT",
+        b"POST /reservations HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 33\r\n\r\n{",
+    ],
     ids=["a head", "a body"],
 )
 def test_who_does_not_finish_a_request_in_30_seconds_is_dropped(

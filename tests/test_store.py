@@ -380,6 +380,15 @@ def test_a_lock_that_is_lost_while_it_is_held_is_noticed(gone, store, other, db)
     assert told(db)[2] == set()
 
 
+def test_after_a_reset_that_made_the_lock_anew_others_sell(store, other, db):
+    sell(store, "ann")
+    (db.parent / ".db.json.lock").unlink()
+    kept = store.reset(SEATS, f"{db}.old")
+    assert told(kept)[2] == {"ann"}
+    assert sell(other, "bob").changed
+    assert told(db)[2] == {"bob"}
+
+
 def test_a_lock_that_was_deleted_stops_all_sales_until_a_start_makes_another(
     store, other, db
 ):
