@@ -210,9 +210,12 @@ def test_a_head_that_cannot_be_parsed_is_answered_and_fills_no_log(launch, head)
 UNTOUCHED = """
 import time, waitress.parser, werkzeug.datastructures.accept as accept
 def took(work, size):
-    began = time.perf_counter()
-    work(size)
-    return time.perf_counter() - began
+    times = []
+    for _ in range(7):  # the least is what nothing else has disturbed
+        began = time.perf_counter()
+        work(size)
+        times.append(time.perf_counter() - began)
+    return min(times)
 header, first_line = waitress.parser.HEADER_FIELD_RE, waitress.parser.first_line_re
 for pattern, size in {
     lambda n: header.match(b"A:" + b" " * n + b"y"): 1500,
