@@ -2649,9 +2649,9 @@ ERROR_TEXTS: Final = {
 REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 UNDECIDED: Final = {400, 401, 403, 422}  # never came to a decision about seats
 JSON: Final = "application/json"
-PLAIN_TEXT: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]{1,200}$"
+NO_CONTROLS: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 NEW_ID: Final = (
-    r"^(?!\.+$)[^/\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5"
+    r"^(?=.*\S)(?!\s*\.+\s*$)[^/\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5"
     r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\\ufeff\\uffa0\\ufff0-\\ufff8\U000e0000-\U000e0fff]{1,200}$"
 )
@@ -2741,7 +2741,7 @@ def between(least: int, most: int, missing: str = "{} must be an integer") -> Me
 PLAIN: Final = rule(
     "{} (string) is required",
     "{} must be 1 to 200 characters, none a control character",
-    pattern=PLAIN_TEXT,
+    pattern=rf"^(?=.*\S){NO_CONTROLS}+$",
     max_length=200,
 )
 SAFE_INTEGER: Final = between(
@@ -2769,7 +2769,8 @@ OptionalText = Annotated[
     rule(
         "{} must be a string",
         "{} must be at most 200 characters, none a control character",
-        pattern=PLAIN_TEXT.replace("{1,", "{0,"),
+        pattern=f"^{NO_CONTROLS}*$",
+        max_length=200,
     ),
 ]
 AnyText = Annotated[str, rule("{} must be a string")]

@@ -120,7 +120,7 @@ def findings(report: Any) -> tuple[int, list[Failure], list[str]]:
 def test_schemathesis_finds_nothing_that_is_not_listed(serve, tmp_path, pick, say):
     server = serve("--login-limit", "1000000 per minute")
     server.ask("POST", "/api/v1/auth/register", ADMIN)
-    examples, least = pick((2, 500), (20, 2000), (680, 20_000))
+    examples, least = pick((2, 500), (20, 2000), (620, 20_000))
     report = tmp_path / "report.ndjson"
     shown = run(server.url, report, examples)
     cases, failures, errors = findings(report)
