@@ -372,7 +372,7 @@ def test_a_guess_is_compared_with_the_result(guesses, rates, verdict):
 def test_without_a_guess_nothing_is_raced(tmp_path):
     ended = run(tmp_path, *SMALL, *ONCE, "--predict")
     assert ended.code == 1
-    assert ended.out == ""
+    assert ended.out.strip() == ""  # older versions of click print a space
     assert "..." not in ended.err
     assert ended.err.endswith("Aborted!\n")
 
