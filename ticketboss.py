@@ -399,6 +399,11 @@ def find_key_use(
     return None
 
 
+def with_key_use(uses: tuple[KeyUse, ...], use: KeyUse) -> tuple[KeyUse, ...]:
+    """The uses that are kept once another has come: the last hundred."""
+    return (*uses, use)[-MAX_KEY_USES:]
+
+
 class Document(Struct, frozen=True):
     """An event with its reservations: the unit of optimistic concurrency.
 
@@ -640,8 +645,7 @@ class Document(Struct, frozen=True):
         if key is None:
             return self
         use = KeyUse(key, request, self.event.version)
-        uses = (*self.event.key_uses, use)[-MAX_KEY_USES:]
-        event = replace(self.event, key_uses=uses)
+        event = replace(self.event, key_uses=with_key_use(self.event.key_uses, use))
         return Document(event, self.reservations, self.waiting)
 
     def remember_return(
@@ -652,7 +656,7 @@ class Document(Struct, frozen=True):
             return self
         held = self.reservations[reservation_id]
         use = KeyUse(key, request, self.event.version)
-        uses = (*held.origin.key_uses, use)[-MAX_KEY_USES:]
+        uses = with_key_use(held.origin.key_uses, use)
         remembering = replace(held, origin=replace(held.origin, key_uses=uses))
         return self.with_records(self.event, {reservation_id: remembering})
 
