@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ TESTS = Path(__file__).resolve().parent
 SOURCE = (TESTS.parent / "ticketboss.py").read_text()
 AT_ONCE = 2
 PATIENCE_S = 120  # a test that hangs has caught nothing
+PARSING = threading.Lock()
 
 
 class Change(NamedTuple):
@@ -87,7 +89,11 @@ def pattern(text: str) -> re.Pattern[str]:
 def span(source: str, place: str) -> tuple[int, int]:
     """Find where a function or class begins and ends. Raises ValueError."""
     first, *inner = place.split(".")
-    found = [node for node in ast.parse(source).body if is_called(node, first)]
+    # Python 3.11 counts the depth of a tree once for all threads, so two that parse
+    # at the same moment end with "AST constructor recursion depth mismatch".
+    with PARSING:
+        tree = ast.parse(source)
+    found = [node for node in tree.body if is_called(node, first)]
     for name in inner:
         found = [n for node in found for n in ast.walk(node) if is_called(n, name)]
     if len(found) != 1:
