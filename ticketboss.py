@@ -327,9 +327,9 @@ class ConditionRequired(TicketBossError):
 
     def __init__(self, version: int) -> None:
         super().__init__(
-            "A change must say which version it is based on, so that it undoes nothing "
-            "that others did meanwhile. Read the event; if you still want this, resend "
-            f'it with If-Match: "{version}".'
+            "A change must name the version that it is based on, so that it does not "
+            "undo the changes of others. Read the event; if you still want this, "
+            f'resend it with If-Match: "{version}".'
         )
         self.version = version
 
@@ -437,7 +437,7 @@ class Document(Struct, frozen=True):
         if existing is None:
             return Document.of(replace(event, version=0), {})
         if not existing.event.deleted:
-            raise AlreadyExists(f"Event {event.event_id} exists already")
+            raise AlreadyExists(f"Event {event.event_id} already exists")
         return Document.of(replace(event, version=existing.event.version + 1), {})
 
     def close(self) -> Document:
@@ -469,8 +469,8 @@ class Document(Struct, frozen=True):
             text = "Not enough seats left"
             if self.is_head_held_up():
                 text += (
-                    ". Some are free for who waits; `ticketboss.py audit --repair` "
-                    "gives them out."
+                    ". Some are held for the waiting list; run `ticketboss.py audit "
+                    "--repair` to hand them out."
                 )
             raise NotEnoughSeats(text)
         order = replace(order, status="waitlisted", joined_at=len(self.waiting) + 1)
@@ -789,7 +789,7 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
     def check(self) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up."""
         if self.members and len(self.secret) < 32:
-            yield "accounts need a secret of 32 characters (a new one ends all tokens)"
+            yield "accounts need a secret of 32 characters (a new one voids all tokens)"
         names: list[str] = []
         for key, account in self.members.items():
             if key != str(account.id) or not 0 < account.id <= self.version:
@@ -968,7 +968,7 @@ class StoredDatabase(StoredEvent, frozen=True):
         """The database that is laid out here. Raises ValueError."""
         seeded = str(self.event.event_id)
         if seeded in self.events:
-            raise ValueError(f"the event {seeded} is there twice")
+            raise ValueError(f"the event {seeded} occurs twice")
         if self.event.deleted:
             raise ValueError(f"its first event {seeded} is marked deleted")
         documents = {
@@ -1271,7 +1271,7 @@ class Store:
         deadline = time.monotonic() + self._timeout_s
         # A mutex first: filelock polls, so one process should be one contender.
         if not self._mutex.acquire(timeout=self._timeout_s):
-            raise Contended("The lock could not be had in time")
+            raise Contended("The lock was not free in time")
         try:
             with self._writing("The folder cannot be used", self._folder):
                 folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -1460,7 +1460,7 @@ class Store:
             log.critical(self._write_error)
             raise InDoubt(
                 "The outcome is unknown: the change is written, but the disk did not "
-                "confirm it. Look before you try again."
+                "confirm it. Read the event before you try again."
             ) from error
         self._must_write = False
         self._write_error = ""
@@ -1629,7 +1629,7 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the field {twice!a:.99} is there twice")
+        raise ValueError(f"the field {twice!a:.99} occurs twice")
     return found
 
 
@@ -1722,7 +1722,7 @@ class Transactions:
         if not pending.is_decided:
             raise InDoubt(
                 "The outcome is unknown: the thread that saved the change has died. "
-                "Look before you try again."
+                "Read the event before you try again."
             )
         if pending.error is not None:
             if isinstance(pending.error, TicketBossError):
@@ -1781,7 +1781,7 @@ class Transactions:
                             pending.is_decided = True
                         return seen
                 if is_sure and time.monotonic() > deadline:
-                    raise Contended("Others were always first")
+                    raise Contended("Others always saved first")
         except Exception as error:  # noqa: BLE001 -- everyone in the batch raises it
             for pending in batch:  # refusals too: they may rest on a sale that failed
                 pending.error = error
@@ -1959,7 +1959,10 @@ class SQLStore(AnyStore):
                 if set(marks.split()).intersection(now.marks.split()):
                     return False  # our mark would be beside those
                 break
-        raise InDoubt("The database did not answer the commit. Look before a retry.")
+        raise InDoubt(
+            "The outcome is unknown: the database did not answer the commit. "
+            "Read the event before you try again."
+        )
 
     @contextmanager
     def _connection(self, use: str) -> Iterator[Any]:
@@ -1977,7 +1980,7 @@ class SQLStore(AnyStore):
             yield db
         except self._driver.Error as error:
             if (error.sqlstate or "").startswith(TOO_LATE):
-                raise Contended("The lock could not be had in time") from error
+                raise Contended("The lock was not free in time") from error
             reason = str(error).partition("\n")[0]
             raise Unavailable(f"The database cannot be used: {reason}") from error
         finally:
@@ -2082,7 +2085,7 @@ def register_account(database: Database, order: Account, secret: str) -> Databas
     if find_account(accounts, "email", order.email) or find_account(
         accounts, "username", order.username
     ):
-        raise AlreadyExists("This e-mail or username is registered already")
+        raise AlreadyExists("This e-mail or username is already registered")
     version = accounts.version + 1
     members = accounts.members | {str(version): replace(order, id=version)}
     grown = Accounts(version, accounts.secret or secret, members)
@@ -2096,7 +2099,7 @@ def promote_account(database: Database, seen: Account, password: str) -> Databas
     """
     accounts = database.accounts
     if accounts.members.get(str(seen.id)) != seen:
-        raise NotFound("The account has changed meanwhile. Look at it again.")
+        raise NotFound("The account has changed meanwhile. Run the command again.")
     admin = replace(seen, role="admin", password=password or seen.password)
     members = accounts.members | {str(seen.id): admin}
     version = accounts.version + 1
@@ -2378,7 +2381,7 @@ class BoxOffice:
         if caller.account is None:
             raise LoginRequired("No token provided")
         if not owns(caller.account, reservation):
-            raise NotAllowed("This reservation belongs to somebody else.")
+            raise NotAllowed("Only its owner or an admin may change this reservation.")
 
     def _only_account(self, names: frozenset[str], caller: Caller) -> int | None:
         """The account that must have made a user's tickets; None if any may have.
@@ -2407,7 +2410,7 @@ class BoxOffice:
         if account is None:
             raise LoginRequired("No token provided")
         if account.role != "admin" and account.id != event.created_by:
-            raise NotAllowed("This event is for its maker and for admins.")
+            raise NotAllowed("Only its owner or an admin may change this event.")
 
     def names_of(
         self, name: str, caller: Caller, *, admins_for_others: bool
@@ -2423,7 +2426,9 @@ class BoxOffice:
         if name in account_names(account):
             return account_names(account)
         if not (admins_for_others and account.role == "admin"):
-            raise NotAllowed("This is somebody else's booking.")
+            raise NotAllowed(
+                "You are logged in as another user. Send your own userId or userEmail."
+            )
         for other in self.database().accounts.members.values():
             if name in account_names(other):
                 return account_names(other)
@@ -2477,7 +2482,8 @@ class BoxOffice:
         database = self.database()
         if database.key_of(event_id) == database.seeded:
             raise AlreadyExists(
-                "The seeded event stays. `python ticketboss.py reset` empties it."
+                "The seeded event cannot be removed. `python ticketboss.py reset` "
+                "replaces it with a fresh one."
             )
 
         def decide(document: Document) -> Document:
@@ -2648,7 +2654,7 @@ ERROR_TEXTS: Final = {
     405: "This method is not allowed here. The Allow header lists those that are.",
     413: "The body is larger than 64 KiB.",
     429: "Too many requests from this IP, please try again later.",
-    500: "TicketBoss has failed. Its log says why.",
+    500: "Internal error. See the server's log.",
 }
 REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 UNDECIDED: Final = {400, 401, 403, 422}  # never came to a decision about seats
@@ -2744,7 +2750,7 @@ def between(least: int, most: int, missing: str = "{} must be an integer") -> Me
 
 PLAIN: Final = rule(
     "{} (string) is required",
-    "{} must be 1 to 200 characters, none a control character",
+    "{} must have 1 to 200 characters, none of them a control character",
     pattern=rf"^(?=.*\S){NO_CONTROLS}+$",
     max_length=200,
 )
@@ -2759,8 +2765,8 @@ NewId = (  # which a URL can have, and which looks like no other
         str,
         rule(
             "{} (number or string) is required",
-            "{} must be 1 to 200 characters: no control or invisible ones, no /, and "
-            "not dots alone",
+            "{} must have 1 to 200 characters, none of them a control or invisible "
+            "character or a /, and must not consist only of dots",
             pattern=NEW_ID,
             max_length=200,
         ),
@@ -2772,7 +2778,7 @@ OptionalText = Annotated[
     str,
     rule(
         "{} must be a string",
-        "{} must be at most 200 characters, none a control character",
+        "{} must have at most 200 characters, none of them a control character",
         pattern=f"^{NO_CONTROLS}*$",
         max_length=200,
     ),
@@ -2782,7 +2788,7 @@ Password = Annotated[
     str,
     rule(
         "{} (string) is required",
-        "{} must be at most 1024 characters",
+        "{} must have at most 1024 characters",
         min_length=1,
         max_length=1024,
     ),
@@ -2803,7 +2809,7 @@ class Fields(Struct, rename="camel"):
         given = [name for name in self.one_of if getattr(self, name) is not None]
         if self.one_of and len(given) != 1:
             names = " or ".join(map(camel, self.one_of))
-            abort(400, f"Send {names}: one is required, and not both")
+            abort(400, f"Send {names}: exactly one is required")
 
 
 F = TypeVar("F", bound=Fields)
@@ -2880,8 +2886,8 @@ def require_changes(kind: type[Fields], given: Body) -> None:
     known = [each.name for each in fields_of(kind)]
     wrong = [name for name in given if name not in known or given[name] is None]
     if wrong or not given:
-        wrong_name = f"not for {wrong[0]!a:.99}" if wrong else "for one or more"
-        abort(400, f"Send a value for {', '.join(known)}: {wrong_name}")
+        problem = f"{wrong[0]!a:.99} is unknown or has no value. " if wrong else ""
+        abort(400, f"{problem}Send one or more of {', '.join(known)}.")
 
 
 def example_of(kind: type[Fields]) -> str:
@@ -2911,10 +2917,10 @@ def query_fields(kind: type[Fields], body: Body) -> Body:
         if name in known:
             in_body = body.get(name)
             if len(texts) > 1 or (in_body is not None and str(in_body) != texts[0]):
-                abort(400, f"{name} is there twice. Send it once.")
+                abort(400, f"{name} is given twice. Send it once.")
             found[name] = known[name].normalize(texts[0], is_number_as_text=True)
         elif request.method == "DELETE":
-            abort(400, f"There is no parameter {name!a:.99} here. Nothing was changed.")
+            abort(400, f"Unknown parameter {name!a:.99}. Nothing was changed.")
     return found
 
 
@@ -3216,7 +3222,7 @@ def before_request() -> Response | None:
         return Response(status=204)
     enforce_rate_limits()  # also on what is refused below
     if not environ.get("QUERY_STRING", "").isascii():
-        abort(400, "Send the query percent-encoded, as %C3%A9.")
+        abort(400, "Send the query percent-encoded, such as %C3%A9.")
     check_host(environ)
     authorization = environ.get("HTTP_AUTHORIZATION")
     if authorization is not None and not route_has("no token needed"):
@@ -3331,7 +3337,7 @@ def cross_origin_text(site: str | None, origin: str | None, host: str) -> str:
     return (
         f"Cross-origin change refused: {', '.join(facts)}. Start with --allow-origin "
         f"{named} to allow it. If this is a page of this server, its proxy changes "
-        "Host: let it send the browser's own (nginx: proxy_set_header Host "
+        "Host: make the proxy send the browser's own (nginx: proxy_set_header Host "
         "$http_host), and start with --trusted-host."
     )
 
@@ -3495,7 +3501,9 @@ class Limiter:
             try:
                 return self._add_shared(key, rate.get_expiry(), amount)
             except limits.errors.StorageError as error:
-                log.warning("--rate-storage failed, so counted here: %s", error)
+                log.warning(
+                    "--rate-storage failed; this process counts by itself: %s", error
+                )
         return self._memory.add(key, rate.get_expiry(), amount)
 
     def _add_shared(self, key: str, length_s: int, amount: int) -> Window:
@@ -3717,7 +3725,7 @@ def selected_reservations(
     if query.after is not None:
         ids = [r.reservation_id for r in reservations]
         if query.after not in ids:
-            abort(400, "after must be the last reservationId of the page before")
+            abort(400, "after must be the last reservationId of the previous page")
         reservations = reservations[ids.index(query.after) + 1 :]
     if query.status is not None:
         reservations = [r for r in reservations if r.status == query.status]
@@ -4162,7 +4170,7 @@ class RegisterBody(Fields):
     def __post_init__(self) -> None:
         """Refuse names that are another field's, and passwords that are too long."""
         if re.search("@|^[0-9]+$", normalize_name(self.username)):
-            abort(400, "username must not be a number, nor an e-mail address")
+            abort(400, "username must not be a number or an e-mail address")
         if not is_valid_password(self.password):
             abort(400, TEXT_OF_PASSWORDS.format("password"))
 
@@ -4381,8 +4389,8 @@ def cancel_booking(sent: CancelledTickets, number: str) -> Response:
     if request.content_type and not request.get_data():
         abort(
             400,
-            "There is a Content-Type, but no body: it may have been lost. To cancel "
-            "all tickets, send the body {} or no Content-Type.",
+            "There is a Content-Type but no body, so the body may have been lost. To "
+            "cancel all tickets, send the body {} or no Content-Type.",
         )
     event_id, reservation_id = find_booking(number)
     try:
@@ -4400,7 +4408,9 @@ def cancel_booking(sent: CancelledTickets, number: str) -> Response:
     except NotFound as error:
         raise NotFound(NO_BOOKING) from error
     except NotAllowed as error:
-        raise NotAllowed("This booking belongs to somebody else.") from error
+        raise NotAllowed(
+            "Only its owner or an admin may change this booking."
+        ) from error
     set_outcome_headers(outcome)
     return envelope("Booking cancelled successfully.")
 
@@ -4972,7 +4982,7 @@ async function look() {
   $("login").hidden = status !== 401 && may !== 401
   if (status !== 200) throw Error(now.error)
   unchecked = told.unchecked === true
-  fill({state: unchecked ? "No check: who saves last wins. None of it is kept." :
+  fill({state: unchecked ? "No check: the last save wins. Nothing is kept." :
     may === 401 ? "Log in to see who saved." : ""})
   const changed = JSON.stringify([now, told, token])
   if (changed === before) return
@@ -5039,10 +5049,10 @@ const A = pane("A", query.get("name") || (alone ? "" : "anna")), B = pane("B", "
 const STEPS = [["", () => 0, "Show me, step by step"],
   ["{A} reads. How many seats are free, and in which version?", A.read],
   ["{B} reads, too. Which version will it be?", B.read],
-  ["{A} saves. What becomes of the version?", A.save],
+  ["{A} saves. What happens to the version?", A.save],
   ["{B} saves, but holds the old version. What will the server say?", B.save],
   ["Too late: nothing was sold, nothing was lost. So {B} reads again.", B.read],
-  ["{B} decides again, on what is true now.", B.save],
+  ["{B} decides again, and knows the new version.", B.save],
   ["Both have their seats, and nobody waited for a lock.", () => 0, "End"]]
 $("next").onclick = async ({target}) => {
   if (target.ariaBusy === "true") return
@@ -5070,7 +5080,7 @@ addEventListener("visibilitychange", live); curl(eventPath); live()</script>
 # measured, and the bars show what was kept, not what was confirmed.
 
 STRATEGIES: Final = {
-    "none": "read, think, save. Nobody asks whether it has changed.",
+    "none": "read, think, save. Nobody checks whether the event has changed.",
     "lock": "lock, read, think, save, unlock. All others wait.",
     "optimistic": "read, think, save if nobody has saved since; otherwise, again.",
 }
@@ -5328,7 +5338,7 @@ def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
         theirs = "" if attempt is lost else text
         lines.append(columns(mine, theirs, left))
     lines.append(
-        f"Two are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
+        f"Two sales are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
     )
     check = f"still version {version}? No, {version + 1}: read again."
     lines.append(f"A check adds one step before the last: {check}")
@@ -5396,7 +5406,7 @@ def _remark(row: Result) -> str:
     if row.strategy == "lock":
         return "one at a time"
     if row.strategy == "optimistic":
-        return f"{row.conflicts:,} tries too late"
+        return f"{row.conflicts:,} late attempts"
     return ""
 
 
@@ -5410,7 +5420,7 @@ def conclusions(rounds: Rounds) -> Iterator[str]:
                 f"No check: {result.lost:,} of {result.told:,} confirmed sales are "
                 "lost, because the last save wins."
                 if result.lost
-                else "No check: nothing is lost, because no two happened to collide."
+                else "No check: nothing is lost, because no two orders collided."
             )
     for (events, think_s), group in itertools.groupby(played, lambda case: case[1:]):
         safe = [played[case] for case in group if case.strategy != "none"]
@@ -5426,13 +5436,13 @@ def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
     pairs = zip(slower, faster, strict=False)  # after Ctrl-C one may lack its last
     always = all(fast.result.rate > slow.result.rate for slow, fast in pairs)
     if ratio < CLOSE:
-        reason = "saves follow each other"
+        reason = "both save one at a time"
         return "", f"too close to call ({ratio:.1f} times), because {reason}."
     if not always:
         reason = "the rounds disagree"
         return "", f"too close to call ({ratio:.1f} times), because {reason}."
     winner = shown_result(faster).strategy
-    reasons = {"lock": "no try is in vain", "optimistic": "thinking overlaps"}
+    reasons = {"lock": "no attempt is wasted", "optimistic": "thinking overlaps"}
     return winner, f"{winner} is {ratio:.1f} times as fast, because {reasons[winner]}."
 
 
@@ -5789,8 +5799,8 @@ class Server:
         if not self.was_full:
             self.was_full = True
             log.warning(
-                "All %d connections are in use: newcomers take the place of those that "
-                "have been idle for longest.",
+                "All %d connections are in use. Each new client replaces the one that "
+                "has been idle longest.",
                 self.limit,
             )
         idle = [c for c in self.connections() if c.waits_for_client]
@@ -6022,11 +6032,16 @@ def settings_from(context: click.Context, *, standalone: bool = False) -> Settin
 def check_jwt_secret(secret: bytes) -> None:
     """Refuse a secret that tokens cannot be signed with safely."""
     if 0 < len(secret) < 32:
-        raise click.ClickException("JWT_SECRET must have 32 bytes or more")
+        raise click.ClickException(
+            "JWT_SECRET must have 32 bytes or more. Set a longer one, or unset it."
+        )
     try:
         jwt.encode({}, secret or b"any" * 11, "HS256")
     except jwt.InvalidKeyError as error:
-        raise click.ClickException(f"JWT_SECRET is of another kind: {error}") from None
+        raise click.ClickException(
+            "JWT_SECRET cannot be used; set 32 random bytes as text, or unset it: "
+            f"{error}"
+        ) from None
 
 
 def check_rate_limit(option: str, value: str) -> None:
@@ -6109,8 +6124,8 @@ class PortOption(click.Option):
         if value is None or not re.fullmatch("(tcp|udp|sctp)://.+", value):
             return value
         click.echo(
-            f"TICKETBOSS_PORT={value} is ignored: it is the address of a Service of "
-            "Kubernetes, not a port.",
+            f"TICKETBOSS_PORT={value} is ignored: it is the address of a Kubernetes "
+            "Service, not a port. Use PORT or --port.",
             err=True,
         )
         return os.environ.get("PORT")
@@ -6122,7 +6137,7 @@ class PortOption(click.Option):
     context_settings={"show_default": True, "auto_envvar_prefix": "TICKETBOSS"},
 )
 @click.option(
-    "--host", default=DEFAULTS.host, help="Address to listen on; * for all of them."
+    "--host", default=DEFAULTS.host, help="Address to listen on; * for all addresses."
 )
 @click.option(
     "--port",
@@ -6147,6 +6162,7 @@ class PortOption(click.Option):
     "--think",
     default=DEFAULTS.think_s,
     type=duration,
+    show_default="no pause",
     help="Pause between reading and saving, for demonstrations, such as 200ms.",
 )
 @click.option("--require-login", is_flag=True, help="Every change needs a token.")
@@ -6158,36 +6174,44 @@ class PortOption(click.Option):
 @click.option(
     "--rate-limit",
     default=DEFAULTS.rate_limit,
-    help='Limit for each client, such as "100 per 15 minutes".',
+    show_default="no limit",
+    help='Requests allowed for each client, such as "100 per 15 minutes".',
 )
 @click.option(
     "--rate-storage",
     default=DEFAULTS.rate_storage,
-    help="Shared storage for the rate limit counters.",
+    help="Storage for the counters of the limits; several processes can share one.",
 )
 @click.option(
     "--login-limit",
     default=DEFAULTS.login_limit,
-    help="Limit for failed logins to an account from an address; ten times that for "
-    "an address.",
+    help="Failed logins allowed for each account from one address. For all accounts "
+    "together, one address may fail ten times as often.",
 )
 @click.option(
     "--trust-proxy",
     is_flag=True,
     help="Trust X-Forwarded-* headers. Only behind a proxy that sets them.",
 )
-@click.option("--trusted-host", multiple=True, help="Another host name to accept.")
+@click.option(
+    "--trusted-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another host name to accept. May be repeated.",
+)
 @click.option(
     "--allow-origin",
     multiple=True,
     type=origin_of_site,
-    help="Another site whose pages may use this server, such as http://localhost:5173.",
+    metavar="URL",
+    help="Another site whose pages may use this server, such as "
+    "http://localhost:5173. May be repeated.",
 )
 @click.option("--quiet", is_flag=True, help="Do not log requests.")
 @click.option(
     "--unchecked",
     is_flag=True,
-    allow_from_autoenv=False,  # nobody shall lose sales because of a variable
+    allow_from_autoenv=False,  # a forgotten variable must not lose sales
     help="For a class: save without comparing, in a throwaway folder. It loses sales.",
 )
 @click.pass_context
@@ -6215,7 +6239,7 @@ def main(context: click.Context, /, db: str, *, unchecked: bool, **_: object) ->
 def check_unchecked(context: click.Context) -> None:
     """Refuse to lose the sales of a database that somebody named."""
     if context.invoked_subcommand is not None:
-        raise click.UsageError("--unchecked is for the server alone.")
+        raise click.UsageError("--unchecked is for the server, not for a command.")
     if context.get_parameter_source("db") != click.core.ParameterSource.DEFAULT:
         raise click.UsageError(
             "--unchecked loses sales, so it takes no --db (or TICKETBOSS_DB): it uses "
@@ -6242,9 +6266,10 @@ def serve(settings: Settings) -> None:
     with suppress(OSError):  # of a terminal that is closed
         click.echo(f"Stopped after {next(app.served)} requests.")
         if cut:
+            connections = "connection" if cut == 1 else "connections"
             click.echo(
-                f"Connections that were cut, since their answers were not made or not "
-                f"read within {END_S} s: {cut}."
+                f"Cut {cut} {connections} whose answers were not finished within "
+                f"{END_S} s."
             )
 
 
@@ -6272,15 +6297,16 @@ def heard_signals() -> list[int]:
 def print_banner(app: App, urls: list[str]) -> None:
     """Say what is served, where, and what to try first."""
     accounts = app.box_office.database().accounts
-    if first_is_admin(app.settings) and not accounts.members:
-        click.echo("The first account registered from this machine will be an admin.")
     event = app.box_office.database().document(None).event
     if app.settings.unchecked:
         warning = (
-            "NO CHECK: whoever saves last wins, and sales get lost. It pauses "
-            f"{app.settings.think_s:g} s before it saves, and keeps nothing in the end."
+            "NO CHECK: the last save wins, and sales get lost. The server pauses "
+            f"{app.settings.think_s:g} s before each save. It keeps nothing when it "
+            "stops."
         )
         click.secho(warning, fg="red", bold=True)
+    elif first_is_admin(app.settings) and not accounts.members:
+        click.echo("The first account registered from this machine will be an admin.")
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
         f"stored in {app.store.path}\n"
@@ -6292,10 +6318,10 @@ def print_banner(app: App, urls: list[str]) -> None:
         click.echo(f"Write on the board:  {urls[0]}/?name=anna\n")
 
 
-def command_option(name: str) -> Callable[[Any], Any]:
+def command_option(name: str, help_text: str = "") -> Callable[[Any], Any]:
     """An option of the group that is also accepted after a command's name."""
     of_group = next(option for option in main.params if option.name == name)
-    help_text = cast("click.Option", of_group).help
+    help_text = help_text or str(cast("click.Option", of_group).help)
     return click.option(
         f"--{name}",
         type=of_group.type,
@@ -6309,10 +6335,15 @@ def command_option(name: str) -> Callable[[Any], Any]:
 @main.command()
 @command_option("db")
 @click.option(
-    "--repair", is_flag=True, help="Serve who waits beside seats that are free."
+    "--repair",
+    is_flag=True,
+    help="Give free seats to the waiting orders that could have had them.",
 )
 def audit(db: str, *, repair: bool) -> None:
-    """Prove that the database adds up: sums, versions, statuses, waiting lists."""
+    """Check that the database adds up.
+
+    It checks sums, versions, statuses and waiting lists.
+    """
     with exit_with_message(db):
         store = open_store(db)
         database = store.load().database
@@ -6345,7 +6376,7 @@ def print_audit(database: Database) -> int:
     for problem in shared_booking_numbers(database):
         click.echo(f"FAULT: {problem}")
         problem_count += 1
-    click.echo(f"{problem_count} faults." if problem_count else "All of it adds up.")
+    click.echo(f"{problem_count} faults." if problem_count else "Everything adds up.")
     return 1 if problem_count else 0
 
 
@@ -6375,8 +6406,8 @@ def audit_problems(document: Document) -> Iterator[str]:
             )
     if document.is_head_held_up():
         yield (
-            f"seats are free that the head of the waiting list, {document.waiting[0]}, "
-            "could have; `audit --repair` gives them out"
+            f"{document.waiting[0]}, the head of the waiting list, could have the free "
+            "seats; run `audit --repair` to hand them out"
         )
 
 
@@ -6385,12 +6416,12 @@ def cancel_problems(reservation: Reservation) -> Iterator[str]:
     name, version = reservation.reservation_id, reservation.event_version_at_cancel
     if reservation.status != "cancelled":
         if reservation.cancelled_at is not None or version is not None:
-            yield f"{name} is {reservation.status}, yet it says when it was cancelled"
+            yield f"{name} is {reservation.status}, but has the time of a cancel"
         return
     if reservation.cancelled_at is None:
-        yield f"{name} is cancelled, and does not say when"
+        yield f"{name} is cancelled, but has no time of the cancel"
     if version is None:
-        yield f"{name} is cancelled, and does not say at which version"
+        yield f"{name} is cancelled, but has no version of the cancel"
     elif version <= (reservation.event_version_at_reservation or 0):
         yield f"{name} was cancelled before it was made"
 
@@ -6419,12 +6450,12 @@ def served_by_repair(before: Database, after: Database) -> Iterator[str]:
 
 @main.command()
 @command_option("db")
-@command_option("seats")
+@command_option("seats", "Seats of the fresh event.")
 @click.confirmation_option(
     prompt="Set everything aside and seed a fresh event?", allow_from_autoenv=False
 )
 def reset(db: str, seats: int) -> None:
-    """Seed a fresh event; the old file is kept beside the new one."""
+    """Seed a fresh event. The old content is kept in a file."""
     with exit_with_message(db):
         store = open_store(db)
         kept = f"{store.path}.{timestamp().replace(':', '-')}.old"
@@ -6440,7 +6471,7 @@ def reset(db: str, seats: int) -> None:
 def copy(source: str, target: str) -> None:
     """Copy everything between a db.json and a database, either way.
 
-    FROM stays as it is. TO must be new: nothing is ever written over.
+    FROM stays as it is. TO must be new, because copy never overwrites anything.
     """
     with exit_with_message(source):
         store = open_store(source, COPY_TIMEOUT_S)
@@ -6451,7 +6482,10 @@ def copy(source: str, target: str) -> None:
             with exit_with_message(target):
                 copied = open_store(target, COPY_TIMEOUT_S)
                 if not copied.create(database):
-                    raise AlreadyExists("It exists already. Nothing was written.")
+                    raise AlreadyExists(
+                        "It already exists, so nothing was written. Name a new file "
+                        "or an empty database."
+                    )
                 arrived = copied.load().database
     records = sum(len(d.reservations) for d in database.documents.values())
     click.echo(
@@ -6459,10 +6493,14 @@ def copy(source: str, target: str) -> None:
         f"{len(database.accounts.members)} accounts from {store.path} to {copied.path}."
     )
     click.echo(
-        f"{store.path} is unchanged. Stop the servers that use it: both can sell now."
+        f"{store.path} is unchanged. Stop the servers that use it, because both can "
+        "sell now."
     )
     if arrived != database:
-        raise click.ClickException("The copy differs: somebody has changed it already")
+        raise click.ClickException(
+            "The copy differs from the original, because another program has already "
+            "changed it. Stop that program, then copy again to a new place."
+        )
     sys.exit(print_audit(arrived))
 
 
@@ -6471,7 +6509,7 @@ def copy(source: str, target: str) -> None:
 @command_option("db")
 @command_option("seats")
 def admin(address: str, db: str, seats: int) -> None:
-    """Make EMAIL an admin; asks first if it has an account already."""
+    """Make EMAIL an admin. If it already has an account, you are asked first."""
     if not is_email(address):
         raise click.UsageError("EMAIL must be an e-mail address")
     with exit_with_message(db):
@@ -6497,7 +6535,7 @@ def confirm_promotion(account: Account) -> None:
     Anyone may have registered with this e-mail; nobody has proved that it is theirs.
     """
     click.echo(
-        f"{account.email} has an account: {account.username}, "
+        f"{account.email} already has an account: {account.username}, "
         f"since {account.created_at or 'an unknown time'}."
     )
     click.confirm("Make this account an admin?", abort=True)
@@ -6505,7 +6543,7 @@ def confirm_promotion(account: Account) -> None:
 
 def prompt_for_new_password() -> str:
     """The hash of a new password from the terminal; empty if the old one stays."""
-    text = "New password, or nothing to keep the old one"
+    text = "New password (leave it empty to keep the old one)"
     password = click.prompt(text, default="", hide_input=True, show_default=False)
     if not password:
         return ""
@@ -6535,18 +6573,43 @@ def prompt_for_password() -> str:
 
 
 @main.command()
-@click.option("--clients", default=16, type=click.IntRange(1, 64))
-@click.option("--seats", default=100, type=click.IntRange(1, 10**4))
-@click.option("--requests", default=200, type=click.IntRange(1, 10**5))
-@click.option("--think", type=duration, help="Pause between read and write, as 5ms.")
+@click.option(
+    "--clients", default=16, type=click.IntRange(1, 64), help="Number of buyers."
+)
+@click.option(
+    "--seats",
+    default=100,
+    type=click.IntRange(1, 10**4),
+    help="Number of seats, spread over the events.",
+)
+@click.option(
+    "--requests",
+    default=200,
+    type=click.IntRange(1, 10**5),
+    help="Number of orders, spread over the buyers.",
+)
+@click.option(
+    "--think",
+    type=duration,
+    help="Pause between reading and saving, such as 5ms. Without --think and "
+    "--events, three cases are raced.",
+)
 @click.option(
     "--events",
     type=click.IntRange(1, 64),
-    help="Number of events to spread the buyers over.",
+    help="Number of events to spread the orders over.",
 )
-@click.option("--strategy", "only", multiple=True, type=click.Choice([*STRATEGIES]))
+@click.option(
+    "--strategy",
+    "only",
+    multiple=True,
+    type=click.Choice([*STRATEGIES]),
+    help="Race only this strategy. May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-@click.option("--predict", is_flag=True, help="Let the class guess first.")
+@click.option(
+    "--predict", is_flag=True, help="Ask for a guess first, and compare it at the end."
+)
 def race(
     *,
     think: float | None,
@@ -6556,14 +6619,17 @@ def race(
     predict: bool,
     **numbers: int,
 ) -> None:
-    """Race buyers without a check, with a lock, and optimistic, on a throwaway file."""
+    """Race buyers for the seats of a throwaway file.
+
+    They race without a check, with a lock, and optimistic.
+    """
     say_what_is_raced()
     sizes = RaceSizes(**numbers)
     rounds: Rounds = {case: [] for case in race_cases(think, events, only)}
     if sizes.seats < max((case.events for case in rounds), default=1):
         raise click.UsageError(
-            "--seats must be enough for a seat in each event. There are 8 events in "
-            "one of the races; --events 1 leaves it out."
+            "--seats must give each event at least one seat. One of the races has 8 "
+            "events; --events 1 leaves it out."
         )
     guesses = ask_for_guesses() if predict else None
     announce_race(sizes, rounds)
@@ -6607,7 +6673,9 @@ def say_what_is_raced() -> None:
     """Say so where somebody could think that it is their database."""
     db = click.get_current_context().find_root().params["db"]
     if "://" in db:
-        click.echo(f"A throwaway file is used; {shown_location(db)} is not.", err=True)
+        click.echo(
+            f"The race uses a throwaway file, not {shown_location(db)}.", err=True
+        )
 
 
 def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
@@ -6617,8 +6685,8 @@ def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
     if seconds > 120:
         duration_text = f"{seconds / 60:.0f} minutes"
     click.echo(
-        f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C shows "
-        "what there is.",
+        f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C stops "
+        "them and shows the results so far.",
         err=True,
     )
 

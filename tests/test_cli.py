@@ -827,7 +827,7 @@ def test_an_admin_whose_address_is_a_name_already_is_told_so_and_no_more(db, sav
     db.write_text(json.dumps(file))
     ended = CliRunner().invoke(ticketboss.main, admin, input=typed)
     assert ended.exit_code == 1
-    said = f"Error: {db}: This e-mail or username is registered already\n"
+    said = f"Error: {db}: This e-mail or username is already registered\n"
     assert ended.stderr == said
     assert saved() == file
 

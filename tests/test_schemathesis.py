@@ -28,7 +28,7 @@ LISTED = {  # failures that are none, each by its check and its answer: why
     ("positive_data_acceptance", "400 .*bookingId is not the one in the path"): (
         "No schema can say that two fields are equal."
     ),
-    ("positive_data_acceptance", "400 .*is there twice"): (
+    ("positive_data_acceptance", "400 .*is given twice"): (
         "No schema can say that a query and a body agree."
     ),
     ("positive_data_acceptance", "400 .*after must be the last reservationId"): (
