@@ -6685,8 +6685,8 @@ def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
     if seconds > 120:
         duration_text = f"{seconds / 60:.0f} minutes"
     click.echo(
-        f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C stops "
-        "them and shows the results so far.",
+        f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C shows "
+        "the results so far.",
         err=True,
     )
 
