@@ -133,8 +133,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 # === 2. Values ===============================================================
-# What the database holds, and what TicketBoss refuses. Frozen: a change makes a new
-# value. Knows no files, no clock and no HTTP.
+# The values in the database, and the refusals. Frozen: a change makes a new value.
+# Knows no files, no clock and no HTTP.
 
 Status = Literal["confirmed", "waitlisted", "cancelled"]
 Sales = Literal["open", "closed"]
@@ -182,7 +182,7 @@ class Event(Value, frozen=True):
 
 
 class Origin(Value, frozen=True):
-    """Who a reservation is for and which request made it; never shown to others."""
+    """The user and the request of a reservation; never shown to others."""
 
     request: str = ""  # digest of the body that came with an Idempotency-Key
     # For users who get one ticket each, "id:..." or "mailto:...". Older versions wrote
@@ -609,7 +609,7 @@ class Document(Struct, frozen=True):
         return self.reservations[self.waiting[0]].seats <= self.event.available_seats
 
     def repair(self) -> Document:
-        """Promote the orders that wait beside free seats; one change.
+        """Promote the waiting orders for which seats are free; one change.
 
         Returns the same object if there are none.
         """
@@ -1588,7 +1588,7 @@ def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
 def _decode_lines(
     text: bytes, before: Snapshot | None
 ) -> tuple[Database, Lines] | None:
-    """Decode a text that we wrote: its frame, and the lines that `before` has not.
+    """Decode a text that we wrote: its frame, and the lines that are not in `before`.
 
     None if it is not exactly the text that we would write.
     """
@@ -1820,7 +1820,7 @@ class Transactions:
 # account, with the number of the swap that wrote it last. Each swap writes the root row
 # too: writers hold its lock, and readers ask for rows with a higher number than they
 # know. Plain SQL; no state of a session, which a pooler would lose. Knows nothing of
-# who may buy what, nor of HTTP.
+# permissions or HTTP.
 
 CREATE_TABLE: Final = """
     CREATE TABLE IF NOT EXISTS ticketboss (
@@ -1848,7 +1848,7 @@ WRITE_ROWS: Final = """
 KEPT_MARKS: Final = 64
 NO_DRIVER: Final = 'PostgreSQL needs: python -m pip install "psycopg[binary]"'
 BAD_URL: Final = "This URL cannot be read. Write postgresql://user@host:5432/name"
-# SQLSTATEs: of a commit that may have happened; of those who were not the first.
+# SQLSTATEs: of a commit that may have happened, and of a writer that was not first.
 UNSURE: Final = "08", "40", "57P"
 TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"
 
@@ -1878,18 +1878,18 @@ class SQLStore(AnyStore):
             "connect_timeout": 2,
             "tcp_user_timeout": 5000,
             "target_session_attrs": "read-write",  # of several hosts, the primary
-            "prepare_threshold": None,  # a pooler would lose what is prepared
+            "prepare_threshold": None,  # a pooler would lose prepared statements
             **parameters,
         }
         self._timeout_s = timeout_s
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
         self._arrivals = itertools.count(1)
-        self._answered = 0  # who arrived before this one is answered by `_known`
+        self._answered = 0  # `_known` answers all arrivals before this one
         self._known = Reading()
 
     def open(self, seats: int, *, may_seed: bool = True, **_: bool) -> None:
-        """Seed where there is no table, or (only if `may_seed`) an empty one."""
+        """Seed if there is no table, or (only if `may_seed`) an empty one."""
         with suppress(Contended):  # another server does it at this moment
             self.create(seed(seats), may_exist=may_seed)
         self.load()
@@ -1960,14 +1960,14 @@ class SQLStore(AnyStore):
         while time.monotonic() < deadline:
             time.sleep(0.05)
             with suppress(TicketBossError), self.lock() as (db, root):
-                # A write: what is only read may be lost with the server that told it.
+                # Write, because a commit that was only read may be lost in a failover.
                 db.execute(TOUCH_ROOT)
                 db.commit()
                 _, marks = root or (0, "")
                 if mark in marks:
                     return True
                 if set(marks.split()).intersection(now.marks.split()):
-                    return False  # our mark would be beside those
+                    return False  # our mark would be there, too
                 break
         raise InDoubt(
             "The outcome is unknown: the database did not answer the commit. "
@@ -2005,7 +2005,7 @@ def _read_rows(db: Any, known: Reading) -> Reading:
     if rows == [("", "root", known.swap, known.marks)]:
         return known
     # If the newest mark that we know is not in its place, rows were removed, or a
-    # failover or a backup brought back an older state: what we know is void.
+    # failover or a backup brought back an older state. Then read everything again.
     _, key, swap, marks = rows[0] if rows else ("", "", 0, "")
     later = swap - known.swap
     if known.swap and marks.split()[later : later + 1] != known.marks.split()[:1]:
@@ -2034,7 +2034,7 @@ def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
     """Write the rows in which `wanted` differs from `now`."""
     changes = [*wanted.changes_since(now.database)]
     has_gone = any(change.value is None for change in changes)
-    marks = [mark]  # after these alone, everybody reads everything again
+    marks = [mark]  # after this mark alone, all servers read everything again
     if not has_gone:
         marks += now.marks.split()[:KEPT_MARKS]
     rows = [("", "root", " ".join(marks))]
@@ -2325,7 +2325,7 @@ class BoxOffice:
     ) -> Outcome:
         """Cancel all seats of a reservation, or some, once for each key.
 
-        A repeated full cancel raises NotFound. Raises also BadSeatCount, Stale,
+        Raises NotFound, also for a repeated full cancel; BadSeatCount, Stale,
         KeyReused, LoginRequired or NotAllowed.
         """
         at = timestamp()
@@ -2449,7 +2449,7 @@ class BoxOffice:
     ) -> Outcome:
         """Open an event, under the first number never used if no id is given.
 
-        If its key has already opened an event, the outcome has that one as it was
+        If the key has already opened an event, the outcome has that event as it was
         then. Raises AlreadyExists, KeyReused or Stale.
         """
         wanted = what_is_opened(event, event_id)
@@ -2504,7 +2504,7 @@ class BoxOffice:
         return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
     def repair(self) -> None:
-        """Promote the orders that wait beside free seats; one change of each event."""
+        """Promote the waiting orders for which seats are free; one change an event."""
 
         def decide(database: Database) -> Database:
             for document in database.events():
