@@ -3054,9 +3054,20 @@ def json_response(value: object, status: int = 200) -> Response:
     return bytes_response(msgspec.json.encode(value) + b"\n", JSON, status)
 
 
+class BytesResponse(Response):
+    """A response with a body of bytes, and headers that are complete as they are.
+
+    werkzeug would copy them, and encode a Location that is encoded already.
+    """
+
+    def get_wsgi_headers(self, environ: Any) -> Any:  # noqa: ARG002 -- werkzeug's
+        """The headers as they are sent."""
+        return self.headers
+
+
 def bytes_response(body: bytes, content_type: str, status: int = 200) -> Response:
     """A body of any kind."""
-    return Response(body, status, content_type=content_type)
+    return BytesResponse(body, status, content_type=content_type)
 
 
 def html_response(page: str) -> Response:
@@ -3205,12 +3216,14 @@ def handle_http_error(error: HTTPException) -> Response:
 def before_request() -> Response | None:
     """Checks before every request: limits, host, token; for changes also the rest."""
     environ = request.environ
-    g.headers = {"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))}
-    g.started_at = time.perf_counter()
-    g.if_match = None
-    g.key = None
-    g.account = None
-    g.attempts = []
+    vars(g).update(
+        headers={"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))},
+        started_at=time.perf_counter(),
+        if_match=None,
+        key=None,
+        account=None,
+        attempts=[],
+    )
     set_cors_headers(environ)
     if is_preflight(environ):
         return Response(status=204)
@@ -3575,7 +3588,7 @@ def record_attempts(status: int) -> None:
             reservation.reservation_id if reservation else "",
             attempt.event_id,
             attempt.reads,
-            request.headers.get("If-Match", "")[:64],
+            request.environ.get("HTTP_IF_MATCH", "")[:64],
             status,
             attempt.version,
         )
