@@ -94,7 +94,7 @@ import waitress.task
 import waitress.wasyncore
 from filelock import FileLock, Timeout
 from flask import Blueprint, Flask, Response, abort, current_app, g, request
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Raw, Struct, field
 from msgspec.structs import replace
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException
@@ -954,10 +954,10 @@ class Database(Struct, frozen=True):
 
 
 class StoredEvent(Value, frozen=True):
-    """The layout of an event in db.json."""
+    """The layout of an event in db.json. Its reservations are decoded one by one."""
 
     event: Event
-    reservations: dict[str, Reservation]
+    reservations: dict[str, Raw]
 
 
 class StoredDatabase(StoredEvent, frozen=True):
@@ -966,25 +966,24 @@ class StoredDatabase(StoredEvent, frozen=True):
     events: dict[str, StoredEvent] = {}
     accounts: Accounts = NO_ACCOUNTS
 
-    def filled(self, reservations: list[dict[str, Reservation]]) -> StoredDatabase:
-        """The same layout with other reservations, those of the seeded event first."""
-        first, *others = reservations
-        events = {
-            key: StoredEvent(stored.event, filling)
-            for (key, stored), filling in zip(self.events.items(), others, strict=True)
-        }
-        return StoredDatabase(self.event, first, events, self.accounts)
-
-    def database(self) -> Database:
-        """The database in this layout. Raises ValueError if it does not add up."""
+    def all_events(self) -> dict[str, StoredEvent]:
+        """All events by id, the seeded one first. Raises ValueError."""
         seeded = str(self.event.event_id)
         if seeded in self.events:
             raise ValueError(f"the event {seeded} occurs twice")
+        return {seeded: self, **self.events}
+
+    def database(self, reservations: dict[str, dict[str, Reservation]]) -> Database:
+        """The database in this layout, with these reservations of each event.
+
+        Raises ValueError if it does not add up.
+        """
+        seeded = str(self.event.event_id)
         if self.event.deleted:
             raise ValueError(f"its first event {seeded} is marked deleted")
         documents = {
-            key: Document.of(stored.event, stored.reservations)
-            for key, stored in {seeded: self, **self.events}.items()
+            key: Document.of(stored.event, reservations[key])
+            for key, stored in self.all_events().items()
         }
         database = Database(seeded, documents, self.accounts)
         for problem in database.check():
@@ -1113,7 +1112,7 @@ class Snapshot:
         self.file_id = _file_id(status)
         self.problem = ""  # why there is no database in it
         self.database: Database
-        self.lines: Lines
+        self.lines = Lines({}, b"")
 
     def parse(self, before: Snapshot | None) -> None:
         """Read the file. Lines that are also in `before` are not decoded again."""
@@ -1166,8 +1165,7 @@ class Store:
                 if is_new and not os.path.lexists(self.path):
                     self._seed(_fresh_text(seats), folder_fd)
             self.load()
-            with self._writing("The lock cannot be used", self._lock_path):
-                os.ftruncate(self._lock_fd, 1)
+            self._mark_lock()
             if prove:
                 self._prove(folder_fd)
 
@@ -1177,8 +1175,7 @@ class Store:
             if os.path.lexists(self.path):
                 return False
             self._seed(_text(database, _encode(database, None)), folder_fd)
-            with self._writing("The lock cannot be used", self._lock_path):
-                os.ftruncate(self._lock_fd, 1)
+            self._mark_lock()
             return True
 
     def reset(self, seats: int, kept: str) -> str:
@@ -1195,8 +1192,7 @@ class Store:
                         os.unlink(kept)
                     raise
             self._sync_folder(folder_fd)
-            with self._writing("The lock cannot be used", self._lock_path):
-                os.ftruncate(self._lock_fd, 1)
+            self._mark_lock()
             return kept if existed else ""
 
     def load(self) -> Snapshot:
@@ -1290,8 +1286,9 @@ class Store:
                     file_lock = self._file_lock()
                     file_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
                 try:
-                    with self._writing("The lock cannot be used", self._lock_path):
-                        self._require_marked_lock(is_start=is_start)
+                    if not is_start:
+                        with self._writing("The lock cannot be used", self._lock_path):
+                            self._require_marked_lock()
                     yield folder_fd
                 finally:
                     # The change is already made. But a lock that is not released shuts
@@ -1324,13 +1321,18 @@ class Store:
             )
         return self._file_locks[os.getpid()]
 
-    def _require_marked_lock(self, *, is_start: bool) -> None:
+    def _mark_lock(self) -> None:
+        """Mark the lock file as made by a start, by a byte in it."""
+        with self._writing("The lock cannot be used", self._lock_path):
+            os.ftruncate(self._lock_fd, 1)
+
+    def _require_marked_lock(self) -> None:
         """Refuse a lock file that was not made by a start.
 
         Somebody deleted the earlier one. A process that holds that one may replace
         db.json at any moment.
         """
-        if not is_start and os.fstat(self._lock_fd).st_size == 0:
+        if os.fstat(self._lock_fd).st_size == 0:
             raise OSError(
                 errno.ENOLCK,
                 "it was deleted. Stop all servers on this database, then start them",
@@ -1566,17 +1568,17 @@ def _write(fd: int, parts: list[bytes]) -> None:
 
 
 def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
-    """The database in a text, and its lines. Raises Unavailable."""
+    """The database in a text, and its lines. Raises Damaged."""
     text = text.removeprefix(codecs.BOM_UTF8)  # PowerShell and some editors write one
     try:
-        known = _decode_lines(text, before)
-        if known is not None:
-            return known
-        database = msgspec.json.decode(text, type=StoredDatabase).database()
+        stored = msgspec.json.decode(text, type=StoredDatabase)
+        database, lines = _decode_records(stored, before)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"db.json is not valid: {error}") from None
     except ValueError as error:
         raise Damaged(f"db.json does not add up: {error}") from None
+    if b"".join(_text(database, lines)) == text:
+        return database, lines
     # The text is not in our own layout, so it was edited, and a field may occur twice.
     try:
         UNAMBIGUOUS.decode(text.decode())
@@ -1585,54 +1587,36 @@ def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
     return database, _encode(database, None)
 
 
-def _decode_lines(
-    text: bytes, before: Snapshot | None
-) -> tuple[Database, Lines] | None:
-    """Decode a text that we wrote: its frame, and the lines that are not in `before`.
+def _decode_records(
+    stored: StoredDatabase, before: Snapshot | None
+) -> tuple[Database, Lines]:
+    """Decode each record whose line is not the same in `before`. Raises ValueError."""
+    reservations: dict[str, dict[str, Reservation]] = {}
+    lines: dict[str, dict[str, bytes]] = {}
+    for event_key, event in stored.all_events().items():
+        known: Mapping[str, Reservation] = {}
+        known_lines: dict[str, bytes] = {}
+        if before is not None and event_key in before.lines.reservations:
+            known = before.database.documents[event_key].reservations
+            known_lines = before.lines.reservations[event_key]
+        reservations[event_key] = {}
+        lines[event_key] = {}
+        for key, raw in event.reservations.items():
+            text = bytes(raw)
+            line = known_lines.get(key, b"")
+            is_known = line.endswith(text)  # after the same key
+            record = known[key] if is_known else _decode_reservation(key, text)
+            reservations[event_key][key] = record
+            lines[event_key][key] = line if is_known else _key(key) + text
+    database = stored.database(reservations)
+    return database, Lines(lines, _pretty(database.accounts, b"  "))
 
-    None if it is not exactly the text that we would write.
-    """
-    known: dict[bytes, Reservation] = {}
-    if before is not None and not before.problem:
-        for key, document in before.database.documents.items():
-            old_lines = before.lines.reservations[key].values()
-            known.update(zip(old_lines, document.reservations.values(), strict=True))
-    frame: list[bytes] = []
-    reservations: list[dict[str, Reservation]] = []  # of each event
-    lines: list[dict[str, bytes]] = []  # of each event
+
+def _decode_reservation(key: str, text: bytes) -> Reservation:
     try:
-        for line in text.split(b"\n"):
-            record = line.strip(b" ,")
-            reservation = known.get(record)
-            if reservation is None and _is_record(record):
-                record, reservation = _decode_line(record)
-            if reservation is not None:
-                reservations[-1][reservation.reservation_id] = reservation
-                lines[-1][reservation.reservation_id] = record
-                continue
-            frame.append(line)
-            if record.startswith(b'"reservations": {'):
-                reservations.append({})
-                lines.append({})
-        stored = msgspec.json.decode(b"\n".join(frame), type=StoredDatabase)
-        database = stored.filled(reservations).database()
-    except (msgspec.DecodeError, ValueError, IndexError, RecursionError):
-        return None
-    of_events = dict(zip(database.documents, lines, strict=True))
-    found = Lines(of_events, _pretty(database.accounts, b"  "))
-    return (database, found) if b"".join(_text(database, found)) == text else None
-
-
-def _is_record(line: bytes) -> bool:
-    return line.startswith(b'"') and line.endswith(b"}") and not line.endswith(b"{}")
-
-
-def _decode_line(line: bytes) -> tuple[bytes, Reservation]:
-    """The record of a line, and the line as we write it."""
-    decoded = msgspec.json.decode(b"{" + line + b"}", type=dict[str, Reservation])
-    [reservation] = decoded.values()
-    [as_written] = _lines_of(decoded).values()
-    return as_written, reservation
+        return msgspec.json.decode(text, type=Reservation)
+    except msgspec.DecodeError as error:
+        raise msgspec.DecodeError(f"{error}, of the reservation {key!a:.99}") from None
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -3069,9 +3053,20 @@ def json_response(value: object, status: int = 200) -> Response:
     return bytes_response(msgspec.json.encode(value) + b"\n", JSON, status)
 
 
+class BytesResponse(Response):
+    """A response with a body of bytes, and headers that are complete as they are.
+
+    werkzeug would copy them, and encode a Location that is encoded already.
+    """
+
+    def get_wsgi_headers(self, environ: Any) -> Any:  # noqa: ARG002 -- werkzeug's
+        """The headers as they are sent."""
+        return self.headers
+
+
 def bytes_response(body: bytes, content_type: str, status: int = 200) -> Response:
-    """An answer with any kind of body."""
-    return Response(body, status, content_type=content_type)
+    """A body of any kind."""
+    return BytesResponse(body, status, content_type=content_type)
 
 
 def html_response(page: str) -> Response:
@@ -3220,12 +3215,14 @@ def handle_http_error(error: HTTPException) -> Response:
 def before_request() -> Response | None:
     """Check every request's limits, host and token; call more checks for a change."""
     environ = request.environ
-    g.headers = {"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))}
-    g.started_at = time.perf_counter()
-    g.if_match = None
-    g.key = None
-    g.account = None
-    g.attempts = []
+    vars(g).update(
+        headers={"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))},
+        started_at=time.perf_counter(),
+        if_match=None,
+        key=None,
+        account=None,
+        attempts=[],
+    )
     set_cors_headers(environ)
     if is_preflight(environ):
         return Response(status=204)
@@ -3592,7 +3589,7 @@ def record_attempts(status: int) -> None:
             reservation.reservation_id if reservation else "",
             attempt.event_id,
             attempt.reads,
-            request.headers.get("If-Match", "")[:64],
+            request.environ.get("HTTP_IF_MATCH", "")[:64],
             status,
             attempt.version,
         )
