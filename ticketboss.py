@@ -104,8 +104,8 @@ from werkzeug.routing import BaseConverter
 from werkzeug.security import check_password_hash, generate_password_hash
 
 # === 1. Settings =============================================================
-# The configuration of one server, whether it came from the command line, from
-# TICKETBOSS_... variables or from a test. Only the last section reads the first two.
+# The configuration of one server, from the command line, from TICKETBOSS_... variables
+# or from a test. Only the last section reads the command line and the variables.
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -120,7 +120,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     require_if_match: bool = False
     rate_limit: str = ""
     rate_storage: str = "memory://"
-    login_limit: str = "10 per minute"  # failures, for an account and an address
+    login_limit: str = "10 per minute"  # failures for each account from one address
     trust_proxy: bool = False
     trusted_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of other sites that may use this server
@@ -154,7 +154,7 @@ class Value(
 
 
 class KeyUse(Value, frozen=True):
-    """A change that came with an Idempotency-Key, so that its repeat is recognised."""
+    """The record of a change with an Idempotency-Key, to recognise its repeat."""
 
     key: str  # digest of the key and of its sender
     request: str  # what the request asked for
@@ -212,7 +212,7 @@ class Reservation(Value, frozen=True):
     event_version_at_cancel: NonNegative | None = None
     seats_returned: NonNegative = 0
     returned_at: str | None = None  # when seats were last returned; never shown
-    joined_at: NonNegative = field(default=0, name="position")  # in the waiting list
+    joined_at: NonNegative = field(default=0, name="position")  # place when it joined
     origin: Origin = NO_ORIGIN
 
 
@@ -811,7 +811,7 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
             yield "two accounts have the same e-mail or username"
 
     def changes_since(self, before: Accounts) -> Iterator[Change]:
-        """Yield each value that differs, those that are gone too."""
+        """Yield each value that differs, also the removed ones."""
         yield Change("", "", replace(self, members={}))
         for key in {**before.members, **self.members}:
             account = self.members.get(key)
@@ -891,7 +891,7 @@ class Database(Struct, frozen=True):
         return replace(self, documents=documents)
 
     def changes_since(self, before: Database) -> Iterator[Change]:
-        """Yield each value that differs, those that are gone too."""
+        """Yield each value that differs, also the removed ones."""
         for event_id, document in self.documents.items():
             old = before.documents.get(event_id)
             if document is old:
@@ -1106,7 +1106,7 @@ class Snapshot:
     def __init__(self, path: str) -> None:
         # Non-blocking, because opening a FIFO would hang.
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        status = os.fstat(self._fd)  # before reading: an edit meanwhile makes it differ
+        status = os.fstat(self._fd)  # before reading, to notice an edit meanwhile
         if not stat.S_ISREG(status.st_mode):
             raise Unavailable("db.json is not a regular file")
         self.file_id = _file_id(status)
@@ -1263,7 +1263,7 @@ class Store:
                 with self.lock() as folder_fd:
                     self._prove(folder_fd)
         except Contended:
-            pass  # so another process can write
+            pass  # then another process can write
         except TicketBossError as error:
             return str(error)
         return self._write_error
@@ -1838,7 +1838,7 @@ TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"
 
 
 class Reading(NamedTuple):
-    """A database as read, and the swap that left it like this."""
+    """A database as it was read, and its last swap."""
 
     database: Database = Database("", {}, NO_ACCOUNTS)
     swap: int = 0
@@ -1874,7 +1874,7 @@ class SQLStore(AnyStore):
 
     def open(self, seats: int, *, may_seed: bool = True, **_: bool) -> None:
         """Seed if there is no table, or (only if `may_seed`) an empty one."""
-        with suppress(Contended):  # another server does it at this moment
+        with suppress(Contended):  # then another server is doing it
             self.create(seed(seats), may_exist=may_seed)
         self.load()
 
@@ -2210,7 +2210,7 @@ class Outcome(Struct, frozen=True):
     document: Document  # after the change
     attempts: int  # how many times it was decided
     changed: bool  # False if there was nothing to do
-    reservation: Reservation | None = None  # as the first answer shows it
+    reservation: Reservation | None = None  # as in the first answer
     position: int = 0  # in the waiting list; 0 if it does not wait
     first_version: int | None = None  # for a replay, the version that it first made
 
@@ -3351,7 +3351,7 @@ def cross_origin_text(site: str | None, origin: str | None, host: str) -> str:
 def check_change(environ: dict[str, Any]) -> None:
     """Checks before a change: origin, encoding, If-Match and login."""
     check_origin(environ)
-    if request.routing_exception is not None:  # 404 and 405 go before conditions
+    if request.routing_exception is not None:  # 404 and 405 come before conditions
         raise request.routing_exception
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         abort(415, "Send the body as it is, without a Content-Encoding.")
@@ -3562,7 +3562,7 @@ class PublicAttempt(Struct, frozen=True, rename="camel"):
     event_id: str
     reads: list[int]
     if_match: str
-    status: int  # HTTP's
+    status: int  # the HTTP status
     version: int
 
 
@@ -5728,7 +5728,7 @@ class Server:
         self.is_ending = False
         self.is_full = False
         self.was_full = False
-        self.cut = 0  # connections, at the end
+        self.cut = 0  # connections that were cut while stopping
         self.limit = raise_connection_limit()
         self._is_woken = False
         self._next_sweep = 0.0
