@@ -2421,7 +2421,7 @@ class BoxOffice:
             return account_names(account)
         if not (admins_for_others and account.role == "admin"):
             raise NotAllowed(
-                "You are logged in as another user. Send your own userId or userEmail."
+                "This booking is for another user. Send your own userId or userEmail."
             )
         for other in self.database().accounts.members.values():
             if name in account_names(other):
