@@ -176,7 +176,7 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
-    key_uses: tuple[KeyUse, ...] = ()  # what opened and changed it
+    key_uses: tuple[KeyUse, ...] = ()  # what opened, changed and removed it
     sales: Sales = "open"
     deleted: bool = False  # kept, so that a new event goes on counting versions
 
@@ -432,13 +432,15 @@ class Document(Struct, frozen=True):
         """Open an event. Raises AlreadyExists.
 
         A deleted event's successor goes on counting its versions, so that no version
-        ever names two states.
+        ever names two states, and goes on recognising repeats of what was done to it.
         """
         if existing is None:
             return Document.of(replace(event, version=0), {})
-        if not existing.event.deleted:
+        old = existing.event
+        if not old.deleted:
             raise AlreadyExists(f"Event {event.event_id} exists already")
-        return Document.of(replace(event, version=existing.event.version + 1), {})
+        event = replace(event, version=old.version + 1, key_uses=old.key_uses)
+        return Document.of(event, {})
 
     def close(self) -> Document:
         """Mark the event deleted and drop its bookings."""
@@ -641,7 +643,7 @@ class Document(Struct, frozen=True):
         return find_key_use(held.origin.key_uses, key, request) if held else None
 
     def remember_change(self, key: str | None, request: str) -> Document:
-        """This document, in which a repeat of opening or changing it is recognised."""
+        """This document, in which a repeat of the change just made is recognised."""
         if key is None:
             return self
         use = KeyUse(key, request, self.event.version)
@@ -2471,8 +2473,9 @@ class BoxOffice:
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
 
-        Raises NotFound, AlreadyExists (the seeded event), Stale, LoginRequired or
-        NotAllowed.
+        A repeat under the same key finds nothing, also where another event was opened
+        under its id. Raises NotFound, AlreadyExists (the seeded event), Stale,
+        LoginRequired or NotAllowed.
         """
         database = self.database()
         if database.key_of(event_id) == database.seeded:
@@ -2480,10 +2483,17 @@ class BoxOffice:
                 "The seeded event stays. `python ticketboss.py reset` empties it."
             )
 
+        key = caller.key and f"remove {caller.key}"
+
         def decide(document: Document) -> Document:
+            if find_key_use(document.event.key_uses, key, "removal"):
+                raise NotFound(
+                    "The event that this Idempotency-Key has removed is gone. Another "
+                    "one is open under its id."
+                )
             document.require_version(caller.if_match)
             self._require_event_owner(document, caller)
-            return document.close()
+            return document.close().remember_change(key, "removal")
 
         return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
