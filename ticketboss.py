@@ -2426,9 +2426,11 @@ class BoxOffice:
             return account_names(account)
         if not (admins_for_others and account.role == "admin"):
             raise NotAllowed("This is somebody else's booking.")
-        for other in self.database().accounts.members.values():
-            if name in account_names(other):
-                return account_names(other)
+        kind, _, text = name.partition(":")
+        accounts = self.database().accounts
+        other = find_account(accounts, "userId" if kind == "id" else "email", text)
+        if other is not None and name in account_names(other):
+            return account_names(other)
         return frozenset({name})
 
     def open_event(
