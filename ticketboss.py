@@ -3281,14 +3281,21 @@ def check_host(environ: dict[str, Any]) -> None:
         )
 
 
+def cors_headers(served: App, origin: str | None) -> dict[str, str]:
+    """What lets a page of this origin read the answer; empty if it is not allowed."""
+    if origin is None or origin not in served.settings.allowed_origins:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+    }
+
+
 def set_cors_headers(environ: dict[str, Any]) -> None:
     """Let a page of an allowed origin read the answer, and ask before it sends."""
-    origin = environ.get("HTTP_ORIGIN")
-    if origin not in app.settings.allowed_origins:
-        return
-    g.headers["Access-Control-Allow-Origin"] = origin
-    g.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
-    if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+    allowed = cors_headers(app, environ.get("HTTP_ORIGIN"))
+    g.headers |= allowed
+    if allowed and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         g.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
         g.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
         g.headers["Access-Control-Max-Age"] = "600"
@@ -5534,6 +5541,8 @@ class AnswerTask(waitress.task.WSGITask):
 class JsonErrorTask(waitress.task.ErrorTask):
     """Answers in JSON what waitress refuses before Flask sees it."""
 
+    channel: Any
+
     def execute(self) -> None:
         """Write the answer."""
         request: Any = self.request
@@ -5543,8 +5552,15 @@ class JsonErrorTask(waitress.task.ErrorTask):
             text = "The headers are larger than 16 KiB."
         path = getattr(request, "path", "/")
         body = msgspec.json.encode(error_body(path, error.code, text)) + b"\n"
-        given_id = getattr(request, "headers", {}).get("X_REQUEST_ID")
-        headers = [("Content-Type", JSON), ("X-Request-ID", request_id(given_id))]
+        sent = getattr(request, "headers", {})
+        served = self.channel.server.owner.app
+        headers = [
+            ("Content-Type", JSON),
+            ("X-Request-ID", request_id(sent.get("X_REQUEST_ID"))),
+            *cors_headers(served, sent.get("ORIGIN")).items(),
+        ]
+        if served.settings.allowed_origins:
+            headers.append(("Vary", "Origin"))
         error.to_response = lambda _: (f"{error.code} {error.reason}", headers, body)
         super().execute()
 
