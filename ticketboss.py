@@ -1177,6 +1177,8 @@ class Store:
         """Seed again, and keep the old file as `kept`; "" if there was none."""
         with self.lock(is_start=True) as folder_fd:
             existed = os.path.lexists(self.path)
+            if existed and not os.path.isfile(self.path):  # such as /dev/null
+                raise Unavailable("db.json is not a regular file", self.path)
             with self._temp_file(_fresh_text(seats)) as temp_path:
                 if existed:
                     self._keep(kept)

@@ -344,6 +344,21 @@ def test_a_reset_keeps_the_mode_of_the_file(db):
     assert modes == {0o660}  # the new file, the old one, and the lock of both
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_reset_sets_nothing_aside_that_is_no_plain_file(db, make, is_link):
+    odd = db.with_name("odd") if is_link else db
+    make(odd)
+    if is_link:
+        db.symlink_to(odd)
+    before = os.lstat(odd)
+    code, out, err = ended(db.parent, "reset", "--yes")
+    assert (code, out) == (1, "")
+    one_line(err, str(odd), "not a regular file")
+    assert os.path.samestat(os.lstat(odd), before)
+    assert {p for p in db.parent.iterdir() if p.suffix != ".lock"} == {db, odd}
+
+
 def test_a_lock_is_its_owners_alone_where_the_file_holds_accounts(launch, db):
     assert ended(db.parent, "admin", "boss@example.com", stdin=PASSWORD)[0] == 0
     lock = db.parent / ".db.json.lock"
