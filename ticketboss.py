@@ -1305,7 +1305,8 @@ class Store:
         # never replaced or deleted (waiters would lock different inodes), thread-local
         # by default (a shared one admits every thread).
         if not os.path.lexists(self._lock_path):
-            with suppress(FileExistsError):
+            folder = self._writing("The folder cannot be used", self._folder)
+            with folder, suppress(FileExistsError):
                 os.close(self._create(self._lock_path, is_private=self._is_private()))
         if os.lstat(self._lock_path).st_nlink > 1:
             raise OSError(errno.EMLINK, "It has another name, so it may not be ours")
@@ -6007,7 +6008,12 @@ def open_or_read_only(store: AnyStore, settings: Settings) -> None:
     except Unwritable as error:
         if getattr(error.__cause__, "errno", None) in {errno.EBUSY, errno.EXDEV}:
             raise
-        store.load()
+        try:
+            store.load()
+        except Damaged:
+            raise
+        except Unavailable:  # nothing is there yet, because it cannot be made
+            raise error from error.__cause__
         log.warning(
             "%s: %s. Reads are served, changes are refused.", error.detail, error
         )

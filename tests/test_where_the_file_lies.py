@@ -524,6 +524,24 @@ def test_a_missing_right_names_who_has_it(theirs):
     assert "root" in err
 
 
+def test_a_first_start_in_a_folder_of_somebody_else_says_that_and_no_more(theirs):
+    os.chown(theirs, 0, 0)  # as a container's volume is at first
+    code, out, err = ended(theirs, "--port", "0", first=AS_NOBODY)
+    assert (code, out) == (1, "")
+    text = advice(err)
+    assert os.strerror(errno.EACCES).lower() in text
+    assert "root" in text
+    assert "owner" in text
+    assert os.strerror(errno.ENOENT).lower() not in text
+    assert listing(theirs) == []
+
+
+def test_a_first_start_under_a_name_that_is_too_long_says_that(refused):
+    err = refused("--db", f"{'x' * 240}.json")
+    assert os.strerror(errno.ENAMETOOLONG) in err
+    assert os.strerror(errno.ENOENT) not in err
+
+
 def test_content_that_does_not_parse_is_what_a_reset_is_for(refused, db):
     db.write_text("{")
     assert "reset" in advice(refused())
