@@ -5505,6 +5505,8 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         headers = self.headers
         if self.version == "1.1" and "HOST" not in headers:
             raise waitress.parser.ParsingError("HTTP/1.1 requires a Host header")
+        if "," in headers.get("HOST", ""):  # so waitress joins several
+            raise waitress.parser.ParsingError("Only one Host header is allowed")
         has_two_lengths = self.chunked and "CONTENT_LENGTH" in headers
         if has_two_lengths or "TRANSFER_ENCODING" in headers:  # the latter in HTTP/1.0
             raise waitress.parser.ParsingError("The length of the body is ambiguous")
