@@ -1165,6 +1165,8 @@ class Store:
 
     def create(self, database: Database) -> bool:
         """Make the file, where there is none; whether there was none."""
+        if os.path.lexists(self.path):  # it may be the one that we copy, and locked
+            return False
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False

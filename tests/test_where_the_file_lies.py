@@ -463,6 +463,19 @@ def test_a_mark_anywhere_else_is_no_json(client, db, body):
     assert db.read_bytes() == before
 
 
+# --- A copy of itself --------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["db.json", "./db.json", "link.json"])
+def test_a_copy_onto_itself_is_refused_at_once_and_holds_nobody_up(db, target):
+    db.write_text(SEED)
+    db.with_name("link.json").symlink_to("db.json")
+    code, out, err = ended(db.parent, "copy", "db.json", target)
+    assert (code, out) == (1, "")
+    one_line(err, target.removeprefix("./"), "exists already")
+    assert db.read_text() == SEED
+
+
 # --- Advice that fits --------------------------------------------------------
 
 
