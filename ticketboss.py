@@ -3401,10 +3401,15 @@ def plain_host() -> str:
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is this very machine."""
     with suppress(ValueError):
-        is_bare_ipv6 = host.count(":") > 1 and "[" not in host
-        name = host if is_bare_ipv6 else urlsplit(f"//{host}").hostname or ""
+        name = without_port(host)
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     return False
+
+
+def without_port(host: str) -> str:
+    """The name or the address of a host. Raises ValueError."""
+    is_bare_ipv6 = host.count(":") > 1 and "[" not in host
+    return host if is_bare_ipv6 else urlsplit(f"//{host}").hostname or ""
 
 
 def enforce_rate_limits() -> None:
@@ -3537,14 +3542,14 @@ class Limiter:
 
 def client_key() -> str:
     """Who is counted: an address; of IPv6, all those that one client has."""
-    address = (request.remote_addr or "").removeprefix("::ffff:")
-    try:
-        is_ipv6 = ipaddress.ip_address(address).version == 6
+    try:  # some proxies add the port
+        address = ipaddress.ip_address(without_port(request.remote_addr or ""))
     except ValueError:  # of a proxy that sends no addresses
         return "unknown"
-    if is_ipv6:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return address
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    network = ipaddress.IPv6Network((int(address), 64), strict=False)
+    return str(address.ipv4_mapped or network)
 
 
 def after_request(response: Response) -> Response:
@@ -6072,9 +6077,10 @@ def check_jwt_secret(secret: bytes) -> None:
 
 
 def check_rate_limit(option: str, value: str) -> None:
-    """Refuse a rate limit that cannot be enforced."""
+    """Refuse a rate limit that cannot be enforced, or that refuses everybody."""
     try:
-        limits.parse_many(value)
+        if not all(rate.amount for rate in limits.parse_many(value)):
+            raise ValueError("0 is no limit")
     except ValueError as error:
         raise click.ClickException(
             f'{option} must be like "100 per 15 minutes": {error}'
