@@ -2671,11 +2671,12 @@ REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 UNDECIDED: Final = {400, 401, 403, 422}  # never came to a decision about seats
 JSON: Final = "application/json"
 NO_CONTROLS: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-NEW_ID: Final = (
-    r"^(?=.*\S)(?!\s*\.+\s*$)[^/\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5"
-    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\\ufeff\\uffa0\\ufff0-\\ufff8\U000e0000-\U000e0fff]{1,200}$"
+INVISIBLE: Final = (
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff"
 )
+NEW_ID: Final = rf"^(?=.*\S)(?!\s*\.+\s*$)[^/\x00-\x1f\x7f-\x9f{INVISIBLE}]{{1,200}}$"
 IN_EMAIL: Final = r"[^@\s\x00-\x1f\x7f-\xa0\u2028-\u202e\u2066-\u2069\ufeff]+"
 EMAIL: Final = rf"^{IN_EMAIL}@{IN_EMAIL}\.{IN_EMAIL}$"
 MAX_SEATS: Final = 10**6
@@ -4194,6 +4195,8 @@ class RegisterBody(Fields):
         """Refuse names that are another field's, and passwords that are too long."""
         if re.search("@|^[0-9]+$", normalize_name(self.username)):
             abort(400, "username must not be a number, nor an e-mail address")
+        if re.search(f"[{INVISIBLE}]", self.username):
+            abort(400, "username must not have invisible characters")
         if not is_valid_password(self.password):
             abort(400, TEXT_OF_PASSWORDS.format("password"))
 

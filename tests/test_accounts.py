@@ -292,6 +292,9 @@ def test_a_password_counts_from_its_first_character_to_its_1024th_byte(visit, pa
         {"username": "ann@example.com"},
         {"username": "victim\uff20corp.de"},
         {"username": "victim\ufe6bcorp.de"},
+        {"username": "ann\u200b"},  # which nobody sees
+        {"username": "a\u00adnn"},
+        {"username": "ann\U000e0041"},
     ],
 )
 def test_a_name_that_is_unusable_or_could_be_taken_for_anothers_is_refused(
