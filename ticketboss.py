@@ -6284,13 +6284,20 @@ def serve(settings: Settings) -> None:
     addresses = addresses_of(settings.host)
     app = make_app(replace(settings, loopback=are_loopback(addresses)))
     sockets = open_sockets(settings.host, settings.port, addresses)
-    server = Server(app, sockets)
+    try:
+        server = Server(app, sockets)
+    except RuntimeError as error:
+        raise click.ClickException(
+            f"Not all threads can be started: {error}. Raise the limit of processes or "
+            "of memory (ulimit -u, ulimit -v)."
+        ) from None
     signals = heard_signals()
-    print_banner(app, urls_of(settings.host, sockets))
+    with suppress(OSError):  # of a terminal that is closed, or of a full disk
+        print_banner(app, urls_of(settings.host, sockets))
     while not signals:
         server.turn()
     cut = server.finish()
-    with suppress(OSError):  # of a terminal that is closed
+    with suppress(OSError):
         click.echo(f"Stopped after {next(app.served)} requests.")
         if cut:
             click.echo(

@@ -14,12 +14,15 @@ import re
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from conftest import PROGRAM, wait_until
 from deployed import (
     CLOCK,
     ORDER,
@@ -32,6 +35,8 @@ from deployed import (
     one_line,
     started,
 )
+from keepalive import Client
+from test_readme import can_connect, free_ports
 
 SEED = """{
   "event": {
@@ -567,6 +572,38 @@ LIMIT = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {1}))
 """
+
+
+NO_THREADS = """
+import resource, threading
+threading.stack_size(64 * 2**20)
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+"""
+
+
+def test_a_machine_that_gives_no_threads_is_one_line_and_no_server(db):
+    code, out, err = ended(db.parent, "--port", "0", first=NO_THREADS)
+    assert code == 1
+    assert "Serving" not in out
+    one_line(err, "thread", "ulimit")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_for_what_it_prints_keeps_nobody_from_buying(db):
+    port = str(free_ports(1)[0])
+    command = [sys.executable, str(PROGRAM), "--db", str(db), "--port", port]
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(command, stdout=full, stderr=full)
+    try:
+        wait_until(lambda: process.poll() is not None or can_connect(port))
+        with Client(f"http://127.0.0.1:{port}") as client:
+            for _ in range(3):
+                assert client.ask("POST", "/reservations", ORDER).status == 201
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_low_soft_limit_of_files_is_raised(launch):
