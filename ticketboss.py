@@ -176,7 +176,7 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
-    key_uses: tuple[KeyUse, ...] = ()  # the changes that opened and changed it
+    key_uses: tuple[KeyUse, ...] = ()  # the changes that opened, changed, removed it
     sales: Sales = "open"
     deleted: bool = False  # kept, so that a new event continues to count versions
 
@@ -433,13 +433,15 @@ class Document(Struct, frozen=True):
         """Open an event. Raises AlreadyExists.
 
         A new event under a deleted event's id continues its versions, so that no
-        version ever names two states.
+        version ever names two states. It also recognises repeats of its changes.
         """
         if existing is None:
             return Document.of(replace(event, version=0), {})
-        if not existing.event.deleted:
+        old = existing.event
+        if not old.deleted:
             raise AlreadyExists(f"Event {event.event_id} already exists")
-        return Document.of(replace(event, version=existing.event.version + 1), {})
+        event = replace(event, version=old.version + 1, key_uses=old.key_uses)
+        return Document.of(event, {})
 
     def close(self) -> Document:
         """Mark the event deleted and drop its bookings."""
@@ -646,7 +648,7 @@ class Document(Struct, frozen=True):
         return find_key_use(held.origin.key_uses, key, request) if held else None
 
     def remember_change(self, key: str | None, request: str) -> Document:
-        """This document with a record of its opening or change, to recognise a repeat.
+        """This document with a record of the change just made, to recognise a repeat.
 
         Returns the same object without a key.
         """
@@ -1171,6 +1173,8 @@ class Store:
 
     def create(self, database: Database) -> bool:
         """Make the file if there is none; return whether there was none."""
+        if os.path.lexists(self.path):  # it may be the one that we copy, and locked
+            return False
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False
@@ -1182,6 +1186,8 @@ class Store:
         """Seed again, and keep the old file as `kept`; "" if there was none."""
         with self.lock(is_start=True) as folder_fd:
             existed = os.path.lexists(self.path)
+            if existed and not os.path.isfile(self.path):  # such as /dev/null
+                raise Unavailable("db.json is not a regular file", self.path)
             with self._temp_file(_fresh_text(seats)) as temp_path:
                 if existed:
                     self._keep(kept)
@@ -1308,7 +1314,8 @@ class Store:
         # never replaced or deleted (waiters would lock different inodes), thread-local
         # by default (a shared one admits every thread).
         if not os.path.lexists(self._lock_path):
-            with suppress(FileExistsError):
+            folder = self._writing("The folder cannot be used", self._folder)
+            with folder, suppress(FileExistsError):
                 os.close(self._create(self._lock_path, is_private=self._is_private()))
         if os.lstat(self._lock_path).st_nlink > 1:
             raise OSError(errno.EMLINK, "It has another name, so it may not be ours")
@@ -2423,9 +2430,11 @@ class BoxOffice:
             raise NotAllowed(
                 "This booking is for another user. Send your own userId or userEmail."
             )
-        for other in self.database().accounts.members.values():
-            if name in account_names(other):
-                return account_names(other)
+        kind, _, text = name.partition(":")
+        accounts = self.database().accounts
+        other = find_account(accounts, "userId" if kind == "id" else "email", text)
+        if other is not None and name in account_names(other):
+            return account_names(other)
         return frozenset({name})
 
     def open_event(
@@ -2470,8 +2479,9 @@ class BoxOffice:
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
 
-        Raises NotFound, AlreadyExists (the seeded event), Stale, LoginRequired or
-        NotAllowed.
+        A repeat under the same key finds nothing, also where another event was opened
+        under its id. Raises NotFound, AlreadyExists (the seeded event), Stale,
+        LoginRequired or NotAllowed.
         """
         database = self.database()
         if database.key_of(event_id) == database.seeded:
@@ -2480,10 +2490,17 @@ class BoxOffice:
                 "replaces it with a fresh one."
             )
 
+        key = caller.key and f"remove {caller.key}"
+
         def decide(document: Document) -> Document:
+            if find_key_use(document.event.key_uses, key, "removal"):
+                raise NotFound(
+                    "The event that this Idempotency-Key has removed is gone. Another "
+                    "one is open under its id."
+                )
             document.require_version(caller.if_match)
             self._require_event_owner(document, caller)
-            return document.close()
+            return document.close().remember_change(key, "removal")
 
         return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
@@ -2653,11 +2670,12 @@ REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 UNDECIDED: Final = {400, 401, 403, 422}  # there was no decision about seats
 JSON: Final = "application/json"
 NO_CONTROLS: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-NEW_ID: Final = (
-    r"^(?=.*\S)(?!\s*\.+\s*$)[^/\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5"
-    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\\ufeff\\uffa0\\ufff0-\\ufff8\U000e0000-\U000e0fff]{1,200}$"
+INVISIBLE: Final = (
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff"
 )
+NEW_ID: Final = rf"^(?=.*\S)(?!\s*\.+\s*$)[^/\x00-\x1f\x7f-\x9f{INVISIBLE}]{{1,200}}$"
 IN_EMAIL: Final = r"[^@\s\x00-\x1f\x7f-\xa0\u2028-\u202e\u2066-\u2069\ufeff]+"
 EMAIL: Final = rf"^{IN_EMAIL}@{IN_EMAIL}\.{IN_EMAIL}$"
 MAX_SEATS: Final = 10**6
@@ -2868,6 +2886,8 @@ def parse(kind: type[F]) -> F:
         value = given.get(each.name)
         if value is not None:
             values[each.name] = each.normalize(value, is_number_as_text=is_v1)
+        elif method == "DELETE" and each.name in given:  # null: a number may be lost
+            abort(400, each.refusal(None))
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError:
@@ -3281,14 +3301,21 @@ def check_host(environ: dict[str, Any]) -> None:
         )
 
 
+def cors_headers(served: App, origin: str | None) -> dict[str, str]:
+    """What lets a page of this origin read the answer; empty if it is not allowed."""
+    if origin is None or origin not in served.settings.allowed_origins:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+    }
+
+
 def set_cors_headers(environ: dict[str, Any]) -> None:
     """Let a page of an allowed origin read the answer, or ask before it sends."""
-    origin = environ.get("HTTP_ORIGIN")
-    if origin not in app.settings.allowed_origins:
-        return
-    g.headers["Access-Control-Allow-Origin"] = origin
-    g.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
-    if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+    allowed = cors_headers(app, environ.get("HTTP_ORIGIN"))
+    g.headers |= allowed
+    if allowed and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         g.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
         g.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
         g.headers["Access-Control-Max-Age"] = "600"
@@ -3387,10 +3414,15 @@ def plain_host() -> str:
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is a loopback name or address."""
     with suppress(ValueError):
-        is_bare_ipv6 = host.count(":") > 1 and "[" not in host
-        name = host if is_bare_ipv6 else urlsplit(f"//{host}").hostname or ""
+        name = without_port(host)
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     return False
+
+
+def without_port(host: str) -> str:
+    """The name or the address of a host. Raises ValueError."""
+    is_bare_ipv6 = host.count(":") > 1 and "[" not in host
+    return host if is_bare_ipv6 else urlsplit(f"//{host}").hostname or ""
 
 
 def enforce_rate_limits() -> None:
@@ -3525,14 +3557,14 @@ class Limiter:
 
 def client_key() -> str:
     """The address that is counted; for IPv6 the client's whole network."""
-    address = (request.remote_addr or "").removeprefix("::ffff:")
-    try:
-        is_ipv6 = ipaddress.ip_address(address).version == 6
+    try:  # some proxies add the port
+        address = ipaddress.ip_address(without_port(request.remote_addr or ""))
     except ValueError:  # the proxy sends no addresses
         return "unknown"
-    if is_ipv6:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return address
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    network = ipaddress.IPv6Network((int(address), 64), strict=False)
+    return str(address.ipv4_mapped or network)
 
 
 def after_request(response: Response) -> Response:
@@ -4177,6 +4209,8 @@ class RegisterBody(Fields):
         """Refuse names that look like an id or an e-mail, and too long passwords."""
         if re.search("@|^[0-9]+$", normalize_name(self.username)):
             abort(400, "username must not be a number or an e-mail address")
+        if re.search(f"[{INVISIBLE}]", self.username):
+            abort(400, "username must not have invisible characters")
         if not is_valid_password(self.password):
             abort(400, TEXT_OF_PASSWORDS.format("password"))
 
@@ -5498,6 +5532,8 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         headers = self.headers
         if self.version == "1.1" and "HOST" not in headers:
             raise waitress.parser.ParsingError("HTTP/1.1 requires a Host header")
+        if "," in headers.get("HOST", ""):  # so waitress joins several
+            raise waitress.parser.ParsingError("Only one Host header is allowed")
         has_two_lengths = self.chunked and "CONTENT_LENGTH" in headers
         if has_two_lengths or "TRANSFER_ENCODING" in headers:  # the latter in HTTP/1.0
             raise waitress.parser.ParsingError("The length of the body is ambiguous")
@@ -5539,6 +5575,8 @@ class AnswerTask(waitress.task.WSGITask):
 class JsonErrorTask(waitress.task.ErrorTask):
     """Answers in JSON the requests that waitress refuses before Flask sees them."""
 
+    channel: Any
+
     def execute(self) -> None:
         """Write the answer."""
         request: Any = self.request
@@ -5548,8 +5586,15 @@ class JsonErrorTask(waitress.task.ErrorTask):
             text = "The headers are larger than 16 KiB."
         path = getattr(request, "path", "/")
         body = msgspec.json.encode(error_body(path, error.code, text)) + b"\n"
-        given_id = getattr(request, "headers", {}).get("X_REQUEST_ID")
-        headers = [("Content-Type", JSON), ("X-Request-ID", request_id(given_id))]
+        sent = getattr(request, "headers", {})
+        served = self.channel.server.owner.app
+        headers = [
+            ("Content-Type", JSON),
+            ("X-Request-ID", request_id(sent.get("X_REQUEST_ID"))),
+            *cors_headers(served, sent.get("ORIGIN")).items(),
+        ]
+        if served.settings.allowed_origins:
+            headers.append(("Vary", "Origin"))
         error.to_response = lambda _: (f"{error.code} {error.reason}", headers, body)
         super().execute()
 
@@ -5992,7 +6037,12 @@ def open_or_read_only(store: AnyStore, settings: Settings) -> None:
     except Unwritable as error:
         if getattr(error.__cause__, "errno", None) in {errno.EBUSY, errno.EXDEV}:
             raise
-        store.load()
+        try:
+            store.load()
+        except Damaged:
+            raise
+        except Unavailable:  # nothing is there yet, because it cannot be made
+            raise error from error.__cause__
         log.warning(
             "%s: %s. Reads are served, changes are refused.", error.detail, error
         )
@@ -6052,9 +6102,10 @@ def check_jwt_secret(secret: bytes) -> None:
 
 
 def check_rate_limit(option: str, value: str) -> None:
-    """Refuse a rate limit that cannot be enforced."""
+    """Refuse a rate limit that cannot be enforced, or that refuses everybody."""
     try:
-        limits.parse_many(value)
+        if not all(rate.amount for rate in limits.parse_many(value)):
+            raise ValueError("0 is no limit")
     except ValueError as error:
         raise click.ClickException(
             f'{option} must be like "100 per 15 minutes": {error}'
@@ -6264,9 +6315,16 @@ def serve(settings: Settings) -> None:
     addresses = addresses_of(settings.host)
     app = make_app(replace(settings, loopback=are_loopback(addresses)))
     sockets = open_sockets(settings.host, settings.port, addresses)
-    server = Server(app, sockets)
+    try:
+        server = Server(app, sockets)
+    except RuntimeError as error:
+        raise click.ClickException(
+            f"Not all threads can be started: {error}. Raise the limit of processes or "
+            "of memory (ulimit -u, ulimit -v)."
+        ) from None
     signals = heard_signals()
-    print_banner(app, urls_of(settings.host, sockets))
+    with suppress(OSError):  # the terminal may be closed, or a disk full
+        print_banner(app, urls_of(settings.host, sockets))
     while not signals:
         server.turn()
     cut = server.finish()

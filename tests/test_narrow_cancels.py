@@ -80,6 +80,16 @@ def test_seats_in_the_body_that_are_no_number_of_seats_are_400(house, db, name):
             assert "seat" in error_of(answer)
 
 
+@pytest.mark.parametrize("name", [*PARTNER, *BOOKING])
+def test_a_number_that_became_null_on_its_way_cancels_nothing(house, db, name):
+    client, _, todo = house
+    number = "ticketsToCancel" if name in BOOKING else "seats"
+    with unchanged(db):
+        answer = client.delete(todo[name].path, json={number: None})  # NaN, in a page
+        assert answer.status_code == 400
+        assert number in error_of(answer)
+
+
 @pytest.mark.parametrize(
     "body",
     [
