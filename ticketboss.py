@@ -12,18 +12,18 @@ Try it:   curl -d '{"partnerId":"abc-corp","seats":3}' localhost:3000/reservatio
 Everything is stored in one readable file, db.json. Any number of threads and
 processes can sell from it at once, because of one idea, optimistic concurrency:
 
-    read the event; decide what it should become; swap it in only if
-    nobody swapped first; otherwise, again.
+    read the event; decide what it should become; save it only if
+    nobody has saved meanwhile; otherwise read and decide again.
 
-Section 5 is that idea. The sections above it are what it needs, the sections below
-it are what it is for; no section refers to a later one.
+Section 5 is that idea. The sections above it prepare it, the sections below use it.
+No section refers to a later one.
 
 1 Settings, 2 Values, 3 Rules, 4 Store, 5 Transactions, 6 SQL store, 7 Accounts,
 8 Box office, 9 HTTP, 10 Partner API, 11 Booking API, 12 /api/v1, 13 Description,
 14 Page, 15 Race, 16 Server, 17 Main.
 
 Known limits: db.json is for one machine with POSIX file locks (no network drives),
-and each change writes the whole file; who outgrows it names a PostgreSQL database
+and each change writes the whole file. If you outgrow it, name a PostgreSQL database
 with --db. Without --require-login, anyone who can connect can do everything.
 """
 
@@ -94,7 +94,7 @@ import waitress.task
 import waitress.wasyncore
 from filelock import FileLock, Timeout
 from flask import Blueprint, Flask, Response, abort, current_app, g, request
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Raw, Struct, field
 from msgspec.structs import replace
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException
@@ -104,8 +104,8 @@ from werkzeug.routing import BaseConverter
 from werkzeug.security import check_password_hash, generate_password_hash
 
 # === 1. Settings =============================================================
-# The configuration of one server, whether it came from the command line, from
-# TICKETBOSS_... variables or from a test. No section below this one reads either.
+# The configuration of one server, from the command line, from TICKETBOSS_... variables
+# or from a test. Only the last section reads the command line and the variables.
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -120,21 +120,21 @@ class Settings(Struct, frozen=True, kw_only=True):
     require_if_match: bool = False
     rate_limit: str = ""
     rate_storage: str = "memory://"
-    login_limit: str = "10 per minute"  # failures, for an account and an address
+    login_limit: str = "10 per minute"  # failures for each account from one address
     trust_proxy: bool = False
     trusted_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of other sites that may use this server
     quiet: bool = False
     unchecked: bool = False  # for a class: saves without comparing, so sales get lost
     timeout_s: float = 2.0  # how long a change waits for its turn and for the lock
-    jwt_secret: bytes = b""  # empty: one is generated and kept in the database
+    jwt_secret: bytes = b""  # if empty, one is generated and kept in the database
     standalone: bool = False  # `python ticketboss.py`, not a worker of another server
     loopback: bool = False  # standalone, and reachable from this machine only
 
 
 # === 2. Values ===============================================================
-# What the database holds, and what TicketBoss refuses. Frozen: a change makes a new
-# value. Knows no files, no clock and no HTTP.
+# The values in the database, and the refusals. Frozen: a change makes a new value.
+# Knows no files, no clock and no HTTP.
 
 Status = Literal["confirmed", "waitlisted", "cancelled"]
 Sales = Literal["open", "closed"]
@@ -154,10 +154,10 @@ class Value(
 
 
 class KeyUse(Value, frozen=True):
-    """A change that came with an Idempotency-Key, so that its repeat is recognised."""
+    """The record of a change with an Idempotency-Key, to recognise its repeat."""
 
-    key: str  # digest of the key, and of who sent it
-    request: str  # what was asked for
+    key: str  # digest of the key and of its sender
+    request: str  # what the request asked for
     version: NonNegative  # of the event, after the change
 
 
@@ -170,54 +170,54 @@ class Event(Value, frozen=True):
     event_id: int | str  # 1 and "1" are the same event
     name: str
     total_seats: NonNegative
-    available_seats: NonNegative  # redundant, for readers; `check` proves it
+    available_seats: NonNegative  # redundant, for readers; `check` verifies it
     version: NonNegative  # how many times the event has changed
     price: NonNegative = 0  # of one seat, in minor units (cents)
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
-    key_uses: tuple[KeyUse, ...] = ()  # what opened, changed and removed it
+    key_uses: tuple[KeyUse, ...] = ()  # the changes that opened, changed, removed it
     sales: Sales = "open"
-    deleted: bool = False  # kept, so that a new event goes on counting versions
+    deleted: bool = False  # kept, so that a new event continues to count versions
 
 
 class Origin(Value, frozen=True):
-    """Who a reservation is for and which request made it; never shown to others."""
+    """The user and the request of a reservation; never shown to others."""
 
     request: str = ""  # digest of the body that came with an Idempotency-Key
-    # For users who get one ticket each, "id:..." or "mailto:..."; in records of older
-    # versions "email:...", where normalize_name had replaced letters of the address.
+    # For users who get one ticket each, "id:..." or "mailto:...". Older versions wrote
+    # "email:...", and normalize_name replaced letters of the address.
     user: str = ""
     account: int = 0  # the account whose token made it
-    booking: int = 0  # its number in /api/v1; random: who knows it may cancel
+    booking: int = 0  # its number in /api/v1; random, because it is enough to cancel
     first_name: str = ""
     last_name: str = ""
     email: str = ""
-    key_uses: tuple[KeyUse, ...] = ()  # what returned seats of it
+    key_uses: tuple[KeyUse, ...] = ()  # the changes that returned seats of it
 
 
 NO_ORIGIN: Final = Origin()  # msgspec omits a field that holds this very object
 
 
 class Reservation(Value, frozen=True):
-    """Seats promised to one holder, or waited for; kept after it is cancelled."""
+    """Seats that one holder has or waits for; kept after it is cancelled."""
 
     reservation_id: str
     partner_id: str
     seats: Annotated[int, Meta(ge=1)]  # held now, or when it was cancelled
     status: Status
     ts: str | None = None  # RFC 3339, UTC
-    event_version_at_reservation: NonNegative | None = None  # no other change has it
+    event_version_at_reservation: NonNegative | None = None  # unique to this change
     cancelled_at: str | None = None
     event_version_at_cancel: NonNegative | None = None
     seats_returned: NonNegative = 0
     returned_at: str | None = None  # when seats were last returned; never shown
-    joined_at: NonNegative = field(default=0, name="position")  # in the waiting list
+    joined_at: NonNegative = field(default=0, name="position")  # place when it joined
     origin: Origin = NO_ORIGIN
 
 
 class Account(Value, frozen=True):
-    """Somebody who can log in."""
+    """A user who can log in."""
 
     id: int
     username: str
@@ -228,25 +228,25 @@ class Account(Value, frozen=True):
 
 
 def normalize_text(text: str) -> str:
-    """The one form of a text that can be encoded in several ways."""
+    """The standard form of a text that can be encoded in several ways."""
     return unicodedata.normalize("NFC", text)
 
 
 def normalize_email(address: str) -> str:
-    """The case-insensitive form of an address. No letter becomes another: ß is not ss.
+    """The case-insensitive form of an address; ß does not become ss.
 
-    Normalised twice, since lower case may come apart again.
+    Normalised twice, because lower() can decompose a character again.
     """
     return normalize_text(normalize_text(address).lower())
 
 
 def normalize_name(name: str) -> str:
-    """The form of a username that is the same for all that look alike."""
+    """The form of a username that is the same for all similar spellings."""
     return unicodedata.normalize("NFKC", name).casefold()
 
 
 def other_spellings(names: frozenset[str]) -> frozenset[str]:
-    """How records of older versions may spell a user's names in bookings."""
+    """The spellings of a user's names in bookings that older versions wrote."""
     folded = {
         f"email:{normalize_name(name.removeprefix('mailto:'))}"
         for name in names
@@ -256,7 +256,7 @@ def other_spellings(names: frozenset[str]) -> frozenset[str]:
 
 
 def login_names(account: Account) -> frozenset[str]:
-    """What an account can log in with, each with the field that it comes in."""
+    """The names that an account can log in with, each after its field's name."""
     username = normalize_name(account.username)
     return frozenset(
         {
@@ -271,11 +271,11 @@ def login_names(account: Account) -> frozenset[str]:
 class TicketBossError(Exception):
     """Anything TicketBoss refuses. The text says why, and what to do about it."""
 
-    attempts = 1  # how many times it was decided
+    attempts = 1  # how many times the change was decided
 
     def __init__(self, text: str, detail: str = "") -> None:
         super().__init__(text)
-        self.detail = detail  # for the operator alone: a path, and who owns it
+        self.detail = detail  # only for the operator: a path and its owner
 
 
 class NotEnoughSeats(TicketBossError):
@@ -287,11 +287,11 @@ class NotFound(TicketBossError):
 
 
 class AlreadyExists(TicketBossError):
-    """It already exists and must be unique."""
+    """An event, an account or a ticket already exists and must be unique."""
 
 
 class BadSeatCount(TicketBossError):
-    """More seats returned than held."""
+    """More seats are to be returned than are held."""
 
     def __init__(self, held: int) -> None:
         seats = "1 seat" if held == 1 else f"{held} seats"
@@ -300,7 +300,7 @@ class BadSeatCount(TicketBossError):
 
 
 class KeyReused(TicketBossError):
-    """An Idempotency-Key came back with a different order."""
+    """An Idempotency-Key was sent again with a different request."""
 
 
 class Stale(TicketBossError):
@@ -323,13 +323,13 @@ class Stale(TicketBossError):
 
 
 class ConditionRequired(TicketBossError):
-    """The caller named no version, and this server requires one."""
+    """The caller named no version, but this server requires one."""
 
     def __init__(self, version: int) -> None:
         super().__init__(
-            "A change must say which version it is based on, so that it undoes nothing "
-            "that others did meanwhile. Read the event; if you still want this, resend "
-            f'it with If-Match: "{version}".'
+            "A change must name the version that it is based on, so that it does not "
+            "undo the changes of others. Read the event; if you still want this, "
+            f'resend it with If-Match: "{version}".'
         )
         self.version = version
 
@@ -338,7 +338,7 @@ NONE_NAMED: Final = frozenset({"none"})  # no version, where one is required
 
 
 class SalesClosed(TicketBossError):
-    """Nothing is sold until sales are opened again."""
+    """The event's sales are closed."""
 
 
 class TooFewSeats(TicketBossError):
@@ -350,7 +350,7 @@ class LoginRequired(TicketBossError):
 
 
 class NotAllowed(TicketBossError):
-    """The caller is known, and is not the one who may do this."""
+    """The caller is logged in, but may not do this."""
 
 
 class Unavailable(TicketBossError):
@@ -370,7 +370,7 @@ class Contended(TicketBossError):
 
 
 class TooManyLogins(TicketBossError):
-    """Too many wait for the hash of a password. Nothing was changed."""
+    """Too many requests wait for the hash of a password. Nothing was changed."""
 
 
 class InDoubt(TicketBossError):
@@ -378,15 +378,15 @@ class InDoubt(TicketBossError):
 
 
 # === 3. Rules ================================================================
-# Who gets which seats. Pure functions from value to value, since a change may have to
-# be decided again: ids and times are arguments. Knows no files, no clock, no
+# The rules about seats. Pure functions from value to value, because a change may have
+# to be decided again: ids and times are arguments. Knows no files, no clock, no
 # randomness and no HTTP.
 
 
 def find_key_use(
     uses: tuple[KeyUse, ...], key: str | None, request: str
 ) -> KeyUse | None:
-    """The change that was made under this key. Raises KeyReused if it was another."""
+    """The change that was made under this key; KeyReused if it was a different one."""
     for use in uses:
         if use.key != key:
             continue
@@ -400,27 +400,28 @@ def find_key_use(
 
 
 def with_key_use(uses: tuple[KeyUse, ...], use: KeyUse) -> tuple[KeyUse, ...]:
-    """The uses that are kept once another has come: the last hundred."""
+    """The uses with a new one added; only the last hundred are kept."""
     return (*uses, use)[-MAX_KEY_USES:]
 
 
 class Document(Struct, frozen=True):
     """An event with its reservations: the unit of optimistic concurrency.
 
-    A change copies no reservations. It puts what it changed in front of what it found
-    (a ChainMap), so that it costs the same at ten reservations and at fifty thousand,
-    and so that a store sees what there is to write. `settled` makes one dict of both.
+    A change copies no reservations. It puts the changed ones in front of the others (a
+    ChainMap), so that it costs the same at ten reservations and at fifty thousand, and
+    so that a store sees what to write. `settled` merges both into one dict.
     """
 
     event: Event
     reservations: Mapping[str, Reservation]
-    waiting: tuple[str, ...]  # the ids of those who wait, first come first
+    waiting: tuple[str, ...]  # the ids of the waiting reservations, first come first
 
     @staticmethod
     def of(event: Event, reservations: dict[str, Reservation]) -> Document:
-        """A document as it is stored: who waits is found in the reservations.
+        """A document as it is stored: its waiting list is found in the reservations.
 
-        Ordered by version, the order of arrival that no clock can upset.
+        The list is ordered by version, which is the order of arrival. A clock that
+        jumps cannot change it.
         """
         waiting = [r for r in reservations.values() if r.status == "waitlisted"]
         waiting.sort(key=lambda r: r.event_version_at_reservation or 0)
@@ -431,14 +432,14 @@ class Document(Struct, frozen=True):
     def open(existing: Document | None, event: Event) -> Document:
         """Open an event. Raises AlreadyExists.
 
-        A deleted event's successor goes on counting its versions, so that no version
-        ever names two states, and goes on recognising repeats of what was done to it.
+        A new event under a deleted event's id continues its versions, so that no
+        version ever names two states. It also recognises repeats of its changes.
         """
         if existing is None:
             return Document.of(replace(event, version=0), {})
         old = existing.event
         if not old.deleted:
-            raise AlreadyExists(f"Event {event.event_id} exists already")
+            raise AlreadyExists(f"Event {event.event_id} already exists")
         event = replace(event, version=old.version + 1, key_uses=old.key_uses)
         return Document.of(event, {})
 
@@ -453,11 +454,11 @@ class Document(Struct, frozen=True):
         return Document.of(event, {})
 
     def reserve(self, order: Reservation, queue: QueueRule = "never") -> Document:
-        """Sell `order`, or let it join the end of the waiting list; one change.
+        """Sell `order`, or add it to the end of the waiting list; one change.
 
         While anyone waits, newcomers get nothing: free seats are reserved for the head
-        of the list. Raises SalesClosed, and NotEnoughSeats if `queue` forbids waiting
-        or if the order exceeds the whole event: it would block the list for ever.
+        of the list. Raises SalesClosed. Raises NotEnoughSeats if `queue` forbids
+        waiting, or if the order exceeds the whole event and would block the list.
         """
         event = self.event
         if event.sales == "closed":
@@ -471,8 +472,8 @@ class Document(Struct, frozen=True):
             text = "Not enough seats left"
             if self.is_head_held_up():
                 text += (
-                    ". Some are free for who waits; `ticketboss.py audit --repair` "
-                    "gives them out."
+                    ". Some are held for the waiting list; run `ticketboss.py audit "
+                    "--repair` to hand them out."
                 )
             raise NotEnoughSeats(text)
         order = replace(order, status="waitlisted", joined_at=len(self.waiting) + 1)
@@ -481,9 +482,9 @@ class Document(Struct, frozen=True):
     def reserve_for_user(
         self, order: Reservation, names: frozenset[str], account_id: int | None = None
     ) -> Document:
-        """Sell one ticket to a user who has none, or let them wait.
+        """Sell one ticket to a user who has none, or add them to the waiting list.
 
-        Returns the same object if they wait already. Raises AlreadyExists.
+        Returns the same object if they already wait. Raises AlreadyExists.
         """
         held = self.find_booking(names, account_id)
         if held is None:
@@ -493,7 +494,7 @@ class Document(Struct, frozen=True):
         return self
 
     def change(self, changes: dict[str, Any]) -> Document:
-        """Change what an event is, and promote who fits now; one change.
+        """Change facts of an event, and promote waiting orders; one change.
 
         Returns the same object if nothing is different. Raises TooFewSeats.
         """
@@ -522,10 +523,10 @@ class Document(Struct, frozen=True):
     def find_booking(
         self, names: frozenset[str], account_id: int | None = None
     ) -> Reservation | None:
-        """Find what a user, by any of their names, has booked or waits for.
+        """Find the active booking of a user, by any of their names.
 
-        A name that is spelt differently counts if there is none that is the same. With
-        an account, only what its token made counts.
+        A name that is spelt differently counts only if no name is exactly the same.
+        With an account, only bookings that were made with its token count.
         """
         spellings = other_spellings(names)
         similar = None
@@ -542,7 +543,7 @@ class Document(Struct, frozen=True):
         return similar
 
     def has_cancelled(self, names: frozenset[str], key: str | None) -> bool:
-        """Whether a user has cancelled under this key, and may have booked again."""
+        """Whether a user has already cancelled a booking under this key."""
         if key is None:
             return False
         return any(
@@ -554,7 +555,7 @@ class Document(Struct, frozen=True):
     def cancel(
         self, reservation_id: str, at: str, seats: int | None = None
     ) -> Document:
-        """Return `seats` of a reservation, or all, and promote who waits; one change.
+        """Return `seats` of a reservation, or all; promote waiting orders; one change.
 
         Raises NotFound, and BadSeatCount for more seats than it holds.
         """
@@ -585,8 +586,8 @@ class Document(Struct, frozen=True):
         """Give free seats to the head of the waiting list, as far as they go.
 
         Strictly first in, first out: stops at the first entry that does not fit, so a
-        small order never overtakes a large one. Counts no version, being part of the
-        change that freed the seats. Returns the same object if nothing changed.
+        small order never overtakes a large one. Adds no version, because it is part of
+        the change that freed the seats. Returns the same object if nothing changed.
         """
         left = self.event.available_seats
         promoted = {}
@@ -600,16 +601,20 @@ class Document(Struct, frozen=True):
         return self.with_records(replace(self.event, available_seats=left), promoted)
 
     def is_head_held_up(self) -> bool:
-        """Whether seats are free that the head of the waiting list could have.
+        """Whether the head of the waiting list could have the free seats.
 
-        No change leaves it so, but a program that knows no waiting list does.
+        No change of ours leaves an event like this. A program that edits the file and
+        knows no waiting list can.
         """
         if not self.waiting:
             return False
         return self.reservations[self.waiting[0]].seats <= self.event.available_seats
 
     def repair(self) -> Document:
-        """Serve who could have been served; one change. The same object if nobody."""
+        """Promote the waiting orders for which seats are free; one change.
+
+        Returns the same object if there are none.
+        """
         if not self.is_head_held_up():
             return self
         event = replace(self.event, version=self.event.version + 1)
@@ -622,8 +627,8 @@ class Document(Struct, frozen=True):
     def is_replay(self, order: Reservation) -> bool:
         """Whether this key already produced this reservation.
 
-        The key makes the reservation's id, so a retry finds its own reservation in
-        the document it is about to change. Raises KeyReused for a different order.
+        The key determines the reservation's id, so a retry finds its own reservation
+        in the document that it would change. Raises KeyReused for a different order.
         """
         known = self.reservations.get(order.reservation_id)
         if known is None:
@@ -643,7 +648,10 @@ class Document(Struct, frozen=True):
         return find_key_use(held.origin.key_uses, key, request) if held else None
 
     def remember_change(self, key: str | None, request: str) -> Document:
-        """This document, in which a repeat of the change just made is recognised."""
+        """This document with a record of the change just made, to recognise a repeat.
+
+        Returns the same object without a key.
+        """
         if key is None:
             return self
         use = KeyUse(key, request, self.event.version)
@@ -653,7 +661,10 @@ class Document(Struct, frozen=True):
     def remember_return(
         self, reservation_id: str, key: str | None, request: str
     ) -> Document:
-        """This document, in which a repeat of the change just made is recognised."""
+        """This document with a record of the return just made, to recognise a repeat.
+
+        Returns the same object without a key.
+        """
         if key is None:
             return self
         held = self.reservations[reservation_id]
@@ -677,7 +688,7 @@ class Document(Struct, frozen=True):
     ) -> Mapping[str, Reservation] | None:
         """The reservations that changes put in front of those of `before`.
 
-        None if this document did not come from that one by changes alone.
+        None if this document was not made from `before` by changes.
         """
         if before is None or not isinstance(self.reservations, ChainMap):
             return None
@@ -694,7 +705,7 @@ class Document(Struct, frozen=True):
     def check(self, before: Document | None = None) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up.
 
-        After changes of `before`, which added up, only those are looked at.
+        With `before`, which added up, only the changes since then are checked.
         """
         event = self.event
         held = 0
@@ -725,7 +736,7 @@ class Document(Struct, frozen=True):
                 )
 
     def report(self) -> Report:
-        """Add up what is sold now; what was cancelled is not counted."""
+        """Add up the sales; cancelled seats do not count."""
         event = self.event
         sold = event.total_seats - event.available_seats
         return Report(
@@ -781,7 +792,7 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
 
     @functools.cached_property
     def by_login_name(self) -> dict[str, Account]:
-        """The accounts by all that they can log in with; made once, when asked for."""
+        """The accounts by all their login names; made once, when first needed."""
         index: dict[str, Account] = {}
         for account in self.members.values():
             for name in login_names(account):
@@ -791,7 +802,7 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
     def check(self) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up."""
         if self.members and len(self.secret) < 32:
-            yield "accounts need a secret of 32 characters (a new one ends all tokens)"
+            yield "accounts need a secret of 32 characters (a new one voids all tokens)"
         names: list[str] = []
         for key, account in self.members.items():
             if key != str(account.id) or not 0 < account.id <= self.version:
@@ -802,7 +813,7 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
             yield "two accounts have the same e-mail or username"
 
     def changes_since(self, before: Accounts) -> Iterator[Change]:
-        """Yield each value that differs, those that are gone too."""
+        """Yield each value that differs, also the removed ones."""
         yield Change("", "", replace(self, members={}))
         for key in {**before.members, **self.members}:
             account = self.members.get(key)
@@ -814,23 +825,23 @@ NO_ACCOUNTS: Final = Accounts()
 
 
 class Change(NamedTuple):
-    """A value that is another in the next database."""
+    """A value that differs between two databases."""
 
     event_id: str  # "" for an account
     record_id: str  # "" for the event itself, or for what all accounts share
-    value: Event | Reservation | Accounts | Account | None  # None: it is gone
+    value: Event | Reservation | Accounts | Account | None  # None if it was removed
 
 
 class Database(Struct, frozen=True):
     """Everything that is stored."""
 
-    seeded: str  # the id of the event that a first start makes
+    seeded: str  # the id of the event that the first start opened
     documents: dict[str, Document]  # by the event's id as text; deleted ones too
     accounts: Accounts
 
     @property
     def has_password_hashes(self) -> bool:
-        """Whether nobody but its owner may read the file."""
+        """Whether it has password hashes, so that only its owner may read it."""
         return bool(self.accounts.members)
 
     def document(self, event_id: str | None) -> Document:
@@ -841,7 +852,7 @@ class Database(Struct, frozen=True):
         return found
 
     def key_of(self, event_id: str | None) -> str:
-        """The key of an event, whose id may be encoded differently in an old file."""
+        """The key of an event; an old file may encode its id differently."""
         if event_id is None:
             return self.seeded
         if event_id in self.documents:
@@ -855,7 +866,7 @@ class Database(Struct, frozen=True):
         return [d for d in self.documents.values() if not d.event.deleted]
 
     def find_opened(self, key: str | None, request: str) -> Event | None:
-        """The event that was opened under this key, as it was then.
+        """The event that was opened under this key, with the version it had then.
 
         Raises KeyReused.
         """
@@ -868,21 +879,21 @@ class Database(Struct, frozen=True):
         return None
 
     def with_document(self, document: Document) -> Database:
-        """This database with that document; the same object if it had it already."""
+        """This database with that document; the same object if it already has it."""
         key = str(document.event.event_id)
         if self.documents.get(key) is document:
             return self
         return replace(self, documents=self.documents | {key: document})
 
     def settled(self) -> Database:
-        """The same database, ready for the next changes."""
+        """The same database, with settled documents."""
         documents = {
             key: document.settled() for key, document in self.documents.items()
         }
         return replace(self, documents=documents)
 
     def changes_since(self, before: Database) -> Iterator[Change]:
-        """Yield each value that differs, those that are gone too."""
+        """Yield each value that differs, also the removed ones."""
         for event_id, document in self.documents.items():
             old = before.documents.get(event_id)
             if document is old:
@@ -902,7 +913,7 @@ class Database(Struct, frozen=True):
             yield from self.accounts.changes_since(before.accounts)
 
     def with_changes(self, changes: Iterable[Change]) -> Database:
-        """This database with these values in it. Raises ValueError."""
+        """This database with these values. Raises ValueError if it does not add up."""
         found: dict[str, dict[str, Any]] = defaultdict(dict)
         for event_id, record_id, value in changes:
             found[event_id][record_id] = value
@@ -930,7 +941,7 @@ class Database(Struct, frozen=True):
     def check(self, before: Database | None = None) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up.
 
-        What is the same object in `before`, which added up, is not looked at.
+        With `before`, which added up, objects that are also in it are not checked.
         """
         for key, document in self.documents.items():
             known = before.documents.get(key) if before else None
@@ -945,37 +956,36 @@ class Database(Struct, frozen=True):
 
 
 class StoredEvent(Value, frozen=True):
-    """The layout of an event in db.json."""
+    """The layout of an event in db.json. Its reservations are decoded one by one."""
 
     event: Event
-    reservations: dict[str, Reservation]
+    reservations: dict[str, Raw]
 
 
 class StoredDatabase(StoredEvent, frozen=True):
-    """The layout of db.json: the seeded event on top, what came later below it."""
+    """The layout of db.json: first the seeded event, then everything added later."""
 
     events: dict[str, StoredEvent] = {}
     accounts: Accounts = NO_ACCOUNTS
 
-    def filled(self, reservations: list[dict[str, Reservation]]) -> StoredDatabase:
-        """The same with other reservations, those of the seeded event first."""
-        first, *others = reservations
-        events = {
-            key: StoredEvent(stored.event, filling)
-            for (key, stored), filling in zip(self.events.items(), others, strict=True)
-        }
-        return StoredDatabase(self.event, first, events, self.accounts)
-
-    def database(self) -> Database:
-        """The database that is laid out here. Raises ValueError."""
+    def all_events(self) -> dict[str, StoredEvent]:
+        """All events by id, the seeded one first. Raises ValueError."""
         seeded = str(self.event.event_id)
         if seeded in self.events:
-            raise ValueError(f"the event {seeded} is there twice")
+            raise ValueError(f"the event {seeded} occurs twice")
+        return {seeded: self, **self.events}
+
+    def database(self, reservations: dict[str, dict[str, Reservation]]) -> Database:
+        """The database in this layout, with these reservations of each event.
+
+        Raises ValueError if it does not add up.
+        """
+        seeded = str(self.event.event_id)
         if self.event.deleted:
             raise ValueError(f"its first event {seeded} is marked deleted")
         documents = {
-            key: Document.of(stored.event, stored.reservations)
-            for key, stored in {seeded: self, **self.events}.items()
+            key: Document.of(stored.event, reservations[key])
+            for key, stored in self.all_events().items()
         }
         database = Database(seeded, documents, self.accounts)
         for problem in database.check():
@@ -997,9 +1007,9 @@ class Report(Struct, frozen=True, rename="camel"):
 
 
 def merge(seen: Database, wanted: Database, now: Database) -> Database | None:
-    """`now` with the changes from `seen` to `wanted`; None if others changed the same.
+    """`now` with the changes from `seen` to `wanted`; None if they conflict with it.
 
-    Compare-and-swap, document by document: what others did to other events is kept.
+    Compare-and-swap, document by document: changes of other events are kept.
     """
     if wanted is seen:
         return now
@@ -1008,8 +1018,8 @@ def merge(seen: Database, wanted: Database, now: Database) -> Database | None:
         for key, document in wanted.documents.items()
         if document is not seen.documents.get(key)
     }
-    # Where versions differ, the comparison stops at the first field. It compares the
-    # rest too, to save an edit by hand that forgot to count the version.
+    # If the versions differ, the comparison ends at once. It compares everything else
+    # too, to notice an edit by hand that did not change the version.
     for key in changed:
         if now.documents.get(key) != seen.documents.get(key):
             return None
@@ -1020,12 +1030,12 @@ def merge(seen: Database, wanted: Database, now: Database) -> Database | None:
         accounts = wanted.accounts
     merged = Database(now.seeded, now.documents | changed, accounts)
     for problem in merged.check(now):
-        raise AssertionError(problem)  # a bug: do not sell then
+        raise AssertionError(problem)  # this is a bug, and it must not sell anything
     return merged
 
 
 def seed(seats: int) -> Database:
-    """What a first start stores: one event without reservations."""
+    """The database that a first start stores: one event without reservations."""
     key = "node-meetup-2025"
     event = Event(key, "Node.js Meet-up", seats, seats, 0)
     return Database(key, {key: Document.of(event, {})}, NO_ACCOUNTS)
@@ -1034,8 +1044,7 @@ def seed(seats: int) -> Database:
 # === 4. Store ================================================================
 # db.json, replaced whole. Readers take no lock: os.replace() means that they see the
 # old file or the new one, never half of each. Knows files, locks and versions; knows
-# nothing of who may buy what, of accounts or of HTTP. Comments say what breaks
-# without a step.
+# nothing of permissions, accounts or HTTP. Comments say what breaks without a step.
 
 POLL_S: Final = 0.002  # filelock polls; at its own 0.05 s another process starves
 log: Final = logging.getLogger("ticketboss")
@@ -1049,38 +1058,38 @@ def shown_location(db: str) -> str:
 
 
 class Loaded(Protocol):
-    """What a store's `load` gives, and its `swap` compares with."""
+    """The result of a store's `load`, with which its `swap` compares."""
 
     @property
     def database(self) -> Database:
-        """What was stored."""
+        """The database as it was stored."""
 
 
 class AnyStore(Protocol):
-    """What each store can do. Nothing below the stores knows which one it uses."""
+    """The operations of a store. Nothing below the stores knows which one it uses."""
 
     path: str  # how messages name it
 
     def open(self, seats: int, *, may_seed: bool = True, prove: bool = False) -> None:
-        """Seed it where there is nothing, and read it."""
+        """Seed the store if it is empty, and read it."""
 
     def create(self, database: Database) -> bool:
-        """Put `database` where there is nothing; whether there was nothing."""
+        """Store `database` if the store is empty; return whether it was."""
 
     def reset(self, seats: int, kept: str) -> str:
-        """Seed again; the file where the old content is kept, or ""."""
+        """Seed again; return the file that keeps the old content, or ""."""
 
     def load(self) -> Loaded:
-        """Read what is stored now."""
+        """Read the present content."""
 
     def swap(self, seen: Any, wanted: Database) -> bool:
-        """Put `wanted` in the place of what was seen, unless somebody was first."""
+        """Replace `seen` by `wanted`, unless it was changed meanwhile."""
 
     def lock(self) -> AbstractContextManager[object]:
         """Keep every other writer away meanwhile."""
 
     def health(self) -> str:
-        """What is wrong with it; empty if nothing is."""
+        """The store's present problem; empty if there is none."""
         try:
             self.load()
         except TicketBossError as error:
@@ -1099,16 +1108,16 @@ class Snapshot:
     def __init__(self, path: str) -> None:
         # Non-blocking, because opening a FIFO would hang.
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        status = os.fstat(self._fd)  # before reading: an edit meanwhile makes it differ
+        status = os.fstat(self._fd)  # before reading, to notice an edit meanwhile
         if not stat.S_ISREG(status.st_mode):
             raise Unavailable("db.json is not a regular file")
         self.file_id = _file_id(status)
         self.problem = ""  # why there is no database in it
         self.database: Database
-        self.lines: Lines
+        self.lines = Lines({}, b"")
 
     def parse(self, before: Snapshot | None) -> None:
-        """Read the file. What is as it was in `before` is not decoded again."""
+        """Read the file. Lines that are also in `before` are not decoded again."""
         with open(self._fd, "rb", closefd=False) as file:
             text = file.read()
         try:
@@ -1126,7 +1135,7 @@ class Store:
     """One db.json: `load` it, `swap` a change in, `lock` everybody else out."""
 
     def __init__(self, path: str, timeout_s: float = 2.0) -> None:
-        # A symbolic link stays one: its target is what is replaced, and locked.
+        # A symbolic link stays one: its target is replaced and locked.
         self.path = os.path.realpath(path)
         self._folder, name = os.path.split(self.path)
         self._hidden = f"{self._folder}/.{name}"  # prefix of lock and temporary files
@@ -1138,16 +1147,16 @@ class Store:
         self._parsing = threading.Lock()  # held by the thread that parses a new file
         self._snapshot: Snapshot | None = None  # of the file as last seen
         self._written: Snapshot | None = None  # of the file that we renamed last
-        self._write_error = ""  # why the last write failed, or might not survive
-        self._must_write = False  # the last write might not survive a crash
+        self._write_error = ""  # why the last write failed, or may not survive a crash
+        self._must_write = False  # the last write may not survive a crash
         self._proved_at = -math.inf
 
     def open(self, seats: int, *, may_seed: bool = True, prove: bool = False) -> None:
-        """Seed the file where there is none; clear away what killed writers left.
+        """Seed the file if there is none; remove files that killed writers left.
 
         may_seed=False (a restarted worker): if the lock file is not empty there was a
         database, so its absence is an error, never a reason to sell its seats again.
-        With `prove`, the file is also written once as it is, by the steps of a change.
+        With `prove`, the file is also replaced by a copy, by the steps of a change.
         Raises Unwritable, and Unavailable if the file is missing or damaged; it is
         never replaced by an empty one.
         """
@@ -1158,21 +1167,19 @@ class Store:
                 if is_new and not os.path.lexists(self.path):
                     self._seed(_fresh_text(seats), folder_fd)
             self.load()
-            with self._writing("The lock cannot be used", self._lock_path):
-                os.ftruncate(self._lock_fd, 1)
+            self._mark_lock()
             if prove:
                 self._prove(folder_fd)
 
     def create(self, database: Database) -> bool:
-        """Make the file, where there is none; whether there was none."""
+        """Make the file if there is none; return whether there was none."""
         if os.path.lexists(self.path):  # it may be the one that we copy, and locked
             return False
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False
             self._seed(_text(database, _encode(database, None)), folder_fd)
-            with self._writing("The lock cannot be used", self._lock_path):
-                os.ftruncate(self._lock_fd, 1)
+            self._mark_lock()
             return True
 
     def reset(self, seats: int, kept: str) -> str:
@@ -1191,14 +1198,13 @@ class Store:
                         os.unlink(kept)
                     raise
             self._sync_folder(folder_fd)
-            with self._writing("The lock cannot be used", self._lock_path):
-                os.ftruncate(self._lock_fd, 1)
+            self._mark_lock()
             return kept if existed else ""
 
     def load(self) -> Snapshot:
-        """Read what the file holds now, without a lock; parse it only if it is new.
+        """Read the file without a lock; parse it only if it is new.
 
-        Raises Unavailable, with the place in the file where it does not fit.
+        Raises Unavailable, which names the place in the file that is wrong.
         """
         with _os_errors_as(Unavailable, "db.json cannot be read", self.path):
             snapshot = self._known(_file_id(os.stat(self.path)))
@@ -1215,7 +1221,7 @@ class Store:
 
     def _known(self, file_id: tuple[int, ...]) -> Snapshot | None:
         """The snapshot of that very file, if we have it."""
-        # What we wrote comes first: while it is being renamed, it alone is right.
+        # The one we wrote comes first: while we rename its file, only it is right.
         for snapshot in (self._written, self._snapshot):
             if snapshot is not None and snapshot.file_id == file_id:
                 return snapshot
@@ -1224,9 +1230,9 @@ class Store:
     def swap(self, seen: Snapshot, wanted: Database) -> bool:
         """Compare-and-swap: replace `seen` by `wanted` unless somebody changed it.
 
-        True: it is on the disk (so is `seen`, if nothing is to be changed). False:
-        somebody was first, read again. Raises Contended or Unavailable, with nothing
-        changed; InDoubt if only the last step failed.
+        True: it is on the disk (so is `seen`, if there is nothing to change). False:
+        somebody saved first, so read again. Raises Contended or Unavailable, with
+        nothing changed; InDoubt if only the last step failed.
         """
         with self.lock() as folder_fd:
             now = self.load()
@@ -1252,9 +1258,9 @@ class Store:
             return True
 
     def health(self) -> str:
-        """What is wrong with the file or its disk; empty if nothing is.
+        """The present problem of the file or its disk; empty if there is none.
 
-        After a write that failed it tries another, at most once in five seconds.
+        After a failed write it tries another write, at most once in five seconds.
         """
         try:
             self.load()
@@ -1263,7 +1269,7 @@ class Store:
                 with self.lock() as folder_fd:
                     self._prove(folder_fd)
         except Contended:
-            pass  # so another process can write
+            pass  # then another process can write
         except TicketBossError as error:
             return str(error)
         return self._write_error
@@ -1277,7 +1283,7 @@ class Store:
         deadline = time.monotonic() + self._timeout_s
         # A mutex first: filelock polls, so one process should be one contender.
         if not self._mutex.acquire(timeout=self._timeout_s):
-            raise Contended("The lock could not be had in time")
+            raise Contended("The lock was not free in time")
         try:
             with self._writing("The folder cannot be used", self._folder):
                 folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -1286,12 +1292,13 @@ class Store:
                     file_lock = self._file_lock()
                     file_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
                 try:
-                    with self._writing("The lock cannot be used", self._lock_path):
-                        self._require_marked_lock(is_start=is_start)
+                    if not is_start:
+                        with self._writing("The lock cannot be used", self._lock_path):
+                            self._require_marked_lock()
                     yield folder_fd
                 finally:
-                    # What was done is done. But a lock that is not released would shut
-                    # out everybody else for good, so try a second time if need be.
+                    # The change is already made. But a lock that is not released shuts
+                    # out everybody else for ever, so try a second time if need be.
                     for _ in range(2):
                         with suppress(OSError):
                             file_lock.release()
@@ -1321,20 +1328,25 @@ class Store:
             )
         return self._file_locks[os.getpid()]
 
-    def _require_marked_lock(self, *, is_start: bool) -> None:
-        """Refuse a lock file that no start has made.
+    def _mark_lock(self) -> None:
+        """Mark the lock file as made by a start, by a byte in it."""
+        with self._writing("The lock cannot be used", self._lock_path):
+            os.ftruncate(self._lock_fd, 1)
 
-        Somebody deleted the one before it, and a process that holds that one may
-        rename at any moment.
+    def _require_marked_lock(self) -> None:
+        """Refuse a lock file that was not made by a start.
+
+        Somebody deleted the earlier one. A process that holds that one may replace
+        db.json at any moment.
         """
-        if not is_start and os.fstat(self._lock_fd).st_size == 0:
+        if os.fstat(self._lock_fd).st_size == 0:
             raise OSError(
                 errno.ENOLCK,
                 "it was deleted. Stop all servers on this database, then start them",
             )
 
     def _is_private(self) -> bool:
-        """Whether nobody but its owner may read db.json."""
+        """Whether only its owner may read db.json."""
         try:
             return self.load().database.has_password_hashes
         except Unavailable:
@@ -1343,8 +1355,8 @@ class Store:
     def _create(self, path: str, *, is_private: bool) -> int:
         """Create a file with db.json's owner and mode; return it open.
 
-        Where there is no db.json yet, it belongs to the folder's owner. Nobody else
-        may read it then, or if it is private.
+        If there is no db.json yet, the file belongs to the folder's owner. Only the
+        owner may read it then, or if it is private.
         """
         model, mode = os.stat(self._folder), 0o600
         with suppress(FileNotFoundError):
@@ -1370,17 +1382,17 @@ class Store:
     ) -> Iterator[str]:
         """Write `text` to a new file, durably, and yield its path.
 
-        Raises Unwritable for what goes wrong in here or in the caller's block.
+        Raises Unwritable for an OSError in here or in the caller's block.
         """
-        # A unique name, since a temporary file belongs to one writer. Beside db.json,
-        # since a rename works within one file system only.
+        # A unique name, because a temporary file belongs to one writer. Beside db.json,
+        # because a rename works only within one file system.
         path = f"{self._hidden}.{secrets.token_hex(8)}.tmp"
         try:
             with self._writing("db.json cannot be written", self.path):
                 fd = self._create(path, is_private=is_private)
                 try:
                     _write(fd, text)
-                    # Without it, a power cut may leave the new name on an empty file.
+                    # Without it, a power cut may leave an empty file under the name.
                     _sync(fd)
                 finally:
                     os.close(fd)
@@ -1417,7 +1429,7 @@ class Store:
         self._sync_folder(folder_fd)
 
     def _keep(self, kept: str) -> None:
-        """Keep the present file under another name, too."""
+        """Keep the present file also under another name."""
         try:
             os.link(self.path, kept)
         except OSError as error:
@@ -1429,7 +1441,7 @@ class Store:
                 os.rename(temp_path, kept)
 
     def _prove(self, folder_fd: int) -> None:
-        """Replace the file by a copy of itself; raise what a change would meet."""
+        """Replace the file by a copy of itself; raises what a change would raise."""
         with open(self.path, "rb") as file:
             text = file.read()
         with self._temp_file([text], is_private=self._is_private()) as temp_path:
@@ -1437,7 +1449,7 @@ class Store:
         self._sync_folder(folder_fd)
 
     def _remove_leftovers(self) -> None:
-        """Remove temporary files; whoever holds the lock knows they have no writer."""
+        """Remove temporary files; no writer uses them, because we hold the lock."""
         leftover = re.escape(os.path.basename(self._hidden)) + r"\.\w{16}\.tmp"
         for name in os.listdir(self._folder):
             if re.fullmatch(leftover, name):
@@ -1459,7 +1471,7 @@ class Store:
         """Make the last rename survive a power cut. Raises InDoubt."""
         try:
             _sync(folder_fd)
-            if not self._holds_lock():  # so others may have replaced it meanwhile
+            if not self._holds_lock():  # then others may have replaced db.json
                 raise OSError(errno.ENOLCK, "the lock file was deleted meanwhile")
         except OSError as error:
             self._must_write = True
@@ -1467,7 +1479,7 @@ class Store:
             log.critical(self._write_error)
             raise InDoubt(
                 "The outcome is unknown: the change is written, but the disk did not "
-                "confirm it. Look before you try again."
+                "confirm it. Read the event before you try again."
             ) from error
         self._must_write = False
         self._write_error = ""
@@ -1479,7 +1491,7 @@ def _fresh_text(seats: int) -> list[bytes]:
 
 
 class Lines(NamedTuple):
-    """The parts of db.json's text that stay as they are while their records do."""
+    """The parts of db.json's text that change only with their records."""
 
     reservations: dict[str, dict[str, bytes]]  # a line for each, by event and id
     accounts: bytes
@@ -1519,7 +1531,7 @@ def _pretty(value: Struct, indent: bytes) -> bytes:
 
 
 def _text(database: Database, lines: Lines) -> list[bytes]:
-    """The text of db.json, in parts: large ones are not copied to make one of them."""
+    """The text of db.json, in parts, because joining large ones would copy them."""
     seeded = database.seeded
     document = database.documents[seeded]
     parts = [b"{\n", *_event_text(document.event, lines.reservations[seeded], b"  ")]
@@ -1549,7 +1561,7 @@ def _event_text(event: Event, lines: dict[str, bytes], indent: bytes) -> list[by
 
 
 def _write(fd: int, parts: list[bytes]) -> None:
-    """Write all parts; small ones together, since each call costs."""
+    """Write all parts; small ones together, because each call costs time."""
     small: list[bytes] = []
     for part in [*parts, b""]:
         if part and len(part) < 2**16:
@@ -1557,24 +1569,24 @@ def _write(fd: int, parts: list[bytes]) -> None:
             continue
         for piece in (b"".join(small), part):
             unwritten = memoryview(piece)
-            while unwritten:  # a disk may take less than it is given
+            while unwritten:  # a write may be partial
                 unwritten = unwritten[os.write(fd, unwritten) :]
         small = []
 
 
 def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
-    """The database in a text, and its lines. Raises Unavailable."""
+    """The database in a text, and its lines. Raises Damaged."""
     text = text.removeprefix(codecs.BOM_UTF8)  # PowerShell and some editors write one
     try:
-        known = _decode_lines(text, before)
-        if known is not None:
-            return known
-        database = msgspec.json.decode(text, type=StoredDatabase).database()
+        stored = msgspec.json.decode(text, type=StoredDatabase)
+        database, lines = _decode_records(stored, before)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"db.json is not valid: {error}") from None
     except ValueError as error:
         raise Damaged(f"db.json does not add up: {error}") from None
-    # The text is not as we write it, so it was edited, and a field may be there twice.
+    if b"".join(_text(database, lines)) == text:
+        return database, lines
+    # The text is not in our own layout, so it was edited, and a field may occur twice.
     try:
         UNAMBIGUOUS.decode(text.decode())
     except (ValueError, RecursionError) as error:
@@ -1582,65 +1594,47 @@ def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
     return database, _encode(database, None)
 
 
-def _decode_lines(
-    text: bytes, before: Snapshot | None
-) -> tuple[Database, Lines] | None:
-    """Decode a text that we wrote: its frame, and those lines not known from `before`.
+def _decode_records(
+    stored: StoredDatabase, before: Snapshot | None
+) -> tuple[Database, Lines]:
+    """Decode each record whose line is not the same in `before`. Raises ValueError."""
+    reservations: dict[str, dict[str, Reservation]] = {}
+    lines: dict[str, dict[str, bytes]] = {}
+    for event_key, event in stored.all_events().items():
+        known: Mapping[str, Reservation] = {}
+        known_lines: dict[str, bytes] = {}
+        if before is not None and event_key in before.lines.reservations:
+            known = before.database.documents[event_key].reservations
+            known_lines = before.lines.reservations[event_key]
+        reservations[event_key] = {}
+        lines[event_key] = {}
+        for key, raw in event.reservations.items():
+            text = bytes(raw)
+            line = known_lines.get(key, b"")
+            is_known = line.endswith(text)  # after the same key
+            record = known[key] if is_known else _decode_reservation(key, text)
+            reservations[event_key][key] = record
+            lines[event_key][key] = line if is_known else _key(key) + text
+    database = stored.database(reservations)
+    return database, Lines(lines, _pretty(database.accounts, b"  "))
 
-    None if it is not exactly what we would write.
-    """
-    known: dict[bytes, Reservation] = {}
-    if before is not None and not before.problem:
-        for key, document in before.database.documents.items():
-            old_lines = before.lines.reservations[key].values()
-            known.update(zip(old_lines, document.reservations.values(), strict=True))
-    frame: list[bytes] = []
-    reservations: list[dict[str, Reservation]] = []  # of each event
-    lines: list[dict[str, bytes]] = []  # of each event
+
+def _decode_reservation(key: str, text: bytes) -> Reservation:
     try:
-        for line in text.split(b"\n"):
-            record = line.strip(b" ,")
-            reservation = known.get(record)
-            if reservation is None and _is_record(record):
-                record, reservation = _decode_line(record)
-            if reservation is not None:
-                reservations[-1][reservation.reservation_id] = reservation
-                lines[-1][reservation.reservation_id] = record
-                continue
-            frame.append(line)
-            if record.startswith(b'"reservations": {'):
-                reservations.append({})
-                lines.append({})
-        stored = msgspec.json.decode(b"\n".join(frame), type=StoredDatabase)
-        database = stored.filled(reservations).database()
-    except (msgspec.DecodeError, ValueError, IndexError, RecursionError):
-        return None
-    of_events = dict(zip(database.documents, lines, strict=True))
-    found = Lines(of_events, _pretty(database.accounts, b"  "))
-    return (database, found) if b"".join(_text(database, found)) == text else None
-
-
-def _is_record(line: bytes) -> bool:
-    return line.startswith(b'"') and line.endswith(b"}") and not line.endswith(b"{}")
-
-
-def _decode_line(line: bytes) -> tuple[bytes, Reservation]:
-    """The record of a line, and the line as we write it."""
-    decoded = msgspec.json.decode(b"{" + line + b"}", type=dict[str, Reservation])
-    [reservation] = decoded.values()
-    [as_written] = _lines_of(decoded).values()
-    return as_written, reservation
+        return msgspec.json.decode(text, type=Reservation)
+    except msgspec.DecodeError as error:
+        raise msgspec.DecodeError(f"{error}, of the reservation {key!a:.99}") from None
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the field {twice!a:.99} is there twice")
+        raise ValueError(f"the field {twice!a:.99} occurs twice")
     return found
 
 
-# msgspec lets the last of two equal fields win.
+# msgspec takes the last of two fields with the same name.
 UNAMBIGUOUS: Final = json.JSONDecoder(object_pairs_hook=_unique_fields)
 
 
@@ -1674,12 +1668,12 @@ def _os_errors_as(kind: type[Unavailable], what: str, path: str) -> Iterator[Non
 
 
 # === 5. Transactions =========================================================
-# The lesson. Read the event, decide what it should become, swap it in only if nobody
-# swapped first; otherwise, again. Knows a store by `load`, `swap` and `lock`; knows no
-# file and no HTTP. The idea: Kung and Robinson, 1981. Group commit, which is the same
-# with several decisions in one write: DeWitt and others, 1984.
+# The lesson. Read the event; decide what it should become; save it only if nobody has
+# saved meanwhile; otherwise read and decide again. Uses only `load`, `swap` and `lock`
+# of a store; knows no file and no HTTP. The idea: Kung and Robinson, 1981. Group
+# commit saves several decisions in one write: DeWitt and others, 1984.
 
-Decision = Callable[[Database], Database]  # pure: run again, and by any thread
+Decision = Callable[[Database], Database]  # pure: it may run again, in any thread
 MAX_BATCH: Final = 256  # decisions in one write
 
 
@@ -1688,11 +1682,11 @@ class PendingCommit:
 
     def __init__(self, decide: Decision) -> None:
         self.decide = decide
-        self.database = cast("Database", None)  # as this decision left it
-        self.changed = False  # whether it left anything different
+        self.database = cast("Database", None)  # the result of this decision
+        self.changed = False  # whether the decision changed anything
         self.attempts = 0  # how many times it was decided
         self.error: Exception | None = None
-        self.is_decided = False  # until it is, nobody may take it for confirmed
+        self.is_decided = False  # if False, it may not count as confirmed
         self.done = False  # a leader has tried to commit it
         self.ready = threading.Lock()  # one each: a shared one would wake everybody
         self.ready.acquire()
@@ -1707,19 +1701,19 @@ class Transactions:
         self._store = store
         self._think_s = think_s
         self._timeout_s = timeout_s
-        # First optimistic, then sure: after a lost race the decision is taken again
-        # while holding the lock, so two attempts do, and nobody starves. With a pause
-        # to think, five optimistic attempts come first, so that conflicts are visible.
+        # First optimistic, then sure: after a lost race the decision is made again
+        # while holding the lock, so two attempts are enough, and nobody starves. With
+        # --think, five optimistic attempts come first, so that conflicts are visible.
         self._optimistic_attempts = 5 if think_s else 1
         self._mutex = threading.Lock()
         self._queue: deque[PendingCommit] = deque()
-        self._has_leader = False  # somebody commits, or is about to
+        self._has_leader = False  # a thread commits, or is about to
 
     def transact(self, decide: Decision) -> PendingCommit:
-        """Apply `decide` to what is stored; return when the result is on the disk.
+        """Apply `decide` to the database; return when the result is on the disk.
 
-        What `decide` raises is raised here, with nothing written; so are Contended
-        and Unavailable: certainly not applied. InDoubt: perhaps applied.
+        Raises what `decide` raises, with nothing written. Contended and Unavailable:
+        certainly not applied. InDoubt: perhaps applied.
         """
         pending = PendingCommit(decide)
         if self._think_s:
@@ -1729,7 +1723,7 @@ class Transactions:
         if not pending.is_decided:
             raise InDoubt(
                 "The outcome is unknown: the thread that saved the change has died. "
-                "Look before you try again."
+                "Read the event before you try again."
             )
         if pending.error is not None:
             if isinstance(pending.error, TicketBossError):
@@ -1749,11 +1743,11 @@ class Transactions:
                 if pending in self._queue:
                     self._queue.remove(pending)
                     raise Contended("The change did not get its turn in time")
-            pending.ready.acquire()  # it is in a batch: its outcome is on its way
+            pending.ready.acquire()  # it is in a batch, whose leader will answer soon
         return not pending.done
 
     def _lead_batch(self, first: PendingCommit) -> None:
-        """Commit for all who wait; pass the lead to the next, and wake the others."""
+        """Commit all waiting changes, pass the lead to the next, wake the others."""
         with self._mutex:
             followers = min(len(self._queue), MAX_BATCH - 1)
             batch = [first, *(self._queue.popleft() for _ in range(followers))]
@@ -1768,10 +1762,10 @@ class Transactions:
             for pending in batch:
                 pending.done = True
                 pending.ready.release()
-        del replaced  # the old file's blocks are freed here, when nobody waits for it
+        del replaced  # frees the old file's blocks here, where nobody waits for it
 
     def _commit(self, batch: list[PendingCommit]) -> object:
-        """Read, decide, swap; again until nobody was first. Return what was read."""
+        """Read, decide and swap until nobody else was first; return what was read."""
         deadline = time.monotonic() + self._timeout_s
         try:
             for attempt in itertools.count(1):
@@ -1788,9 +1782,9 @@ class Transactions:
                             pending.is_decided = True
                         return seen
                 if is_sure and time.monotonic() > deadline:
-                    raise Contended("Others were always first")
-        except Exception as error:  # noqa: BLE001 -- everyone in the batch raises it
-            for pending in batch:  # refusals too: they may rest on a sale that failed
+                    raise Contended("Others always saved first")
+        except Exception as error:  # noqa: BLE001 -- every caller in the batch gets it
+            for pending in batch:  # refusals too: they may be due to a sale that failed
                 pending.error = error
                 pending.is_decided = True
         return None
@@ -1798,13 +1792,13 @@ class Transactions:
     def _decide_all(
         self, batch: list[PendingCommit], database: Database, attempt: int
     ) -> Database:
-        """Apply each decision to what the one before it left."""
+        """Apply each decision to the result of the one before it."""
         for pending in batch:
             pending.error = None
             pending.attempts = attempt
             try:
                 pending.database = pending.decide(database)
-            except Exception as error:  # noqa: BLE001 -- raised where it was asked for
+            except Exception as error:  # noqa: BLE001 -- raised to its own caller
                 pending.error = error
             else:
                 pending.changed = pending.database is not database
@@ -1817,7 +1811,7 @@ class Transactions:
 # account, with the number of the swap that wrote it last. Each swap writes the root row
 # too: writers hold its lock, and readers ask for rows with a higher number than they
 # know. Plain SQL; no state of a session, which a pooler would lose. Knows nothing of
-# who may buy what, nor of HTTP.
+# permissions or HTTP.
 
 CREATE_TABLE: Final = """
     CREATE TABLE IF NOT EXISTS ticketboss (
@@ -1845,13 +1839,13 @@ WRITE_ROWS: Final = """
 KEPT_MARKS: Final = 64
 NO_DRIVER: Final = 'PostgreSQL needs: python -m pip install "psycopg[binary]"'
 BAD_URL: Final = "This URL cannot be read. Write postgresql://user@host:5432/name"
-# SQLSTATEs: of a commit that may have happened; of those who were not the first.
+# SQLSTATEs: of a commit that may have happened, and of a writer that was not first.
 UNSURE: Final = "08", "40", "57P"
 TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"
 
 
 class Reading(NamedTuple):
-    """A database as read, and the swap that left it like this."""
+    """A database as it was read, and its last swap."""
 
     database: Database = Database("", {}, NO_ACCOUNTS)
     swap: int = 0
@@ -1875,24 +1869,24 @@ class SQLStore(AnyStore):
             "connect_timeout": 2,
             "tcp_user_timeout": 5000,
             "target_session_attrs": "read-write",  # of several hosts, the primary
-            "prepare_threshold": None,  # a pooler would lose what is prepared
+            "prepare_threshold": None,  # a pooler would lose prepared statements
             **parameters,
         }
         self._timeout_s = timeout_s
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
         self._arrivals = itertools.count(1)
-        self._answered = 0  # who arrived before this one is answered by `_known`
+        self._answered = 0  # `_known` answers all arrivals before this one
         self._known = Reading()
 
     def open(self, seats: int, *, may_seed: bool = True, **_: bool) -> None:
-        """Seed where there is no table, or (only if `may_seed`) an empty one."""
-        with suppress(Contended):  # another server does it at this moment
+        """Seed if there is no table, or (only if `may_seed`) an empty one."""
+        with suppress(Contended):  # then another server is doing it
             self.create(seed(seats), may_exist=may_seed)
         self.load()
 
     def create(self, database: Database, *, may_exist: bool = True) -> bool:
-        """Fill the table, where it is missing or empty; whether it was."""
+        """Fill the table if it is missing or empty; return whether it was."""
         with self._connection("writer") as db:
             [table] = db.execute("SELECT to_regclass('ticketboss')").fetchone()
             if table is None:
@@ -1903,7 +1897,7 @@ class SQLStore(AnyStore):
             return is_empty and self._commit(db, Reading(), database)
 
     def reset(self, seats: int, kept: str) -> str:
-        """Seed again; what was there is in a new db.json in the current folder."""
+        """Seed again; the old content goes to a new db.json in the current folder."""
         with self.lock() as (db, _):
             now = _read_rows(db, Reading())
             aside = Store(os.path.basename(kept))
@@ -1912,7 +1906,7 @@ class SQLStore(AnyStore):
             return aside.path
 
     def load(self) -> Reading:
-        """Read what is there now; threads that wait share the next answer."""
+        """Read the present rows; threads that wait share the next answer."""
         arrival = next(self._arrivals)
         with self._connection("reader") as db:
             if self._answered < arrival:
@@ -1922,7 +1916,7 @@ class SQLStore(AnyStore):
             return self._known
 
     def swap(self, seen: Reading, wanted: Database) -> bool:
-        """Put `wanted` in the place of `seen`, on the terms of Store.swap."""
+        """Replace `seen` by `wanted`, as Store.swap does."""
         if wanted is seen.database:
             return True
         with self.lock() as (db, root):
@@ -1940,7 +1934,7 @@ class SQLStore(AnyStore):
             yield db, root.fetchone()
 
     def _commit(self, db: Any, now: Reading, wanted: Database) -> bool:
-        """Write what differs, and commit. False: certainly not done, read again."""
+        """Write the differences, and commit. False: certainly not done, read again."""
         mark = secrets.token_hex(4)
         try:
             _write_rows(db, now, wanted, mark)
@@ -1952,31 +1946,34 @@ class SQLStore(AnyStore):
         return True
 
     def _was_committed(self, mark: str, now: Reading) -> bool:
-        """Find out what became of a commit that was not answered."""
+        """Find out whether a commit that was not answered has happened."""
         deadline = time.monotonic() + 5 * self._timeout_s
         while time.monotonic() < deadline:
             time.sleep(0.05)
             with suppress(TicketBossError), self.lock() as (db, root):
-                # A write: what is only read may be lost with the server that told it.
+                # Write, because a commit that was only read may be lost in a failover.
                 db.execute(TOUCH_ROOT)
                 db.commit()
                 _, marks = root or (0, "")
                 if mark in marks:
                     return True
                 if set(marks.split()).intersection(now.marks.split()):
-                    return False  # our mark would be beside those
+                    return False  # our mark would be there, too
                 break
-        raise InDoubt("The database did not answer the commit. Look before a retry.")
+        raise InDoubt(
+            "The outcome is unknown: the database did not answer the commit. "
+            "Read the event before you try again."
+        )
 
     @contextmanager
     def _connection(self, use: str) -> Iterator[Any]:
-        """This process's connection, for one thread; undo what is not committed."""
+        """This process's connection, for one thread; rolls back in the end."""
         key = use, os.getpid()
         if not self._mutexes[use].acquire(timeout=self._timeout_s):
             raise Contended("The database did not answer in time")
         try:
             db = self._connections.get(key)
-            # Nobody asked: what can be read now says that the server hung up.
+            # Nothing was asked yet, so readable data means that the server hung up.
             if db is None or db.closed or multiprocessing.connection.wait([db], 0):
                 db = self._driver.connect(**self._options, autocommit=use == "reader")
                 db.isolation_level = self._driver.IsolationLevel.READ_COMMITTED
@@ -1984,7 +1981,7 @@ class SQLStore(AnyStore):
             yield db
         except self._driver.Error as error:
             if (error.sqlstate or "").startswith(TOO_LATE):
-                raise Contended("The lock could not be had in time") from error
+                raise Contended("The lock was not free in time") from error
             reason = str(error).partition("\n")[0]
             raise Unavailable(f"The database cannot be used: {reason}") from error
         finally:
@@ -1994,12 +1991,12 @@ class SQLStore(AnyStore):
 
 
 def _read_rows(db: Any, known: Reading) -> Reading:
-    """What is there now: what is known, with the rows of later swaps."""
+    """The present content: the known one, with the rows of later swaps."""
     rows = db.execute(READ_ROWS, {"known": known.swap}).fetchall()
     if rows == [("", "root", known.swap, known.marks)]:
         return known
     # If the newest mark that we know is not in its place, rows were removed, or a
-    # failover or a backup brought back an older state: what we know is void.
+    # failover or a backup brought back an older state. Then read everything again.
     _, key, swap, marks = rows[0] if rows else ("", "", 0, "")
     later = swap - known.swap
     if known.swap and marks.split()[later : later + 1] != known.marks.split()[:1]:
@@ -2028,7 +2025,7 @@ def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
     """Write the rows in which `wanted` differs from `now`."""
     changes = [*wanted.changes_since(now.database)]
     has_gone = any(change.value is None for change in changes)
-    marks = [mark]  # after these alone, everybody reads everything again
+    marks = [mark]  # after this mark alone, all servers read everything again
     if not has_gone:
         marks += now.marks.split()[:KEPT_MARKS]
     rows = [("", "root", " ".join(marks))]
@@ -2047,13 +2044,13 @@ def open_store(db: str, timeout_s: float = 2.0) -> AnyStore:
 
 
 # === 7. Accounts =============================================================
-# Who may log in, and the tokens that prove it. Hashes and tokens come from libraries:
-# security code is not written at home. Knows no HTTP, and not where the key comes from.
+# Users who can log in, and the tokens that prove it. Hashes and tokens come from
+# libraries: we write no security code. Knows no HTTP, and not where the key comes from.
 
 TOKEN_LIFETIME_S: Final = 3600
-CLOCK_LEEWAY_S: Final = 30  # a clock that is set right may go back a little
-HASHING: Final = threading.Semaphore(2)  # a hash takes 32 MB while it is made
-HASHING_QUEUE: Final = threading.Semaphore(40)  # leaves threads to reads and sales
+CLOCK_LEEWAY_S: Final = 30  # a clock may be set back a little
+HASHING: Final = threading.Semaphore(2)  # making a hash takes 32 MB
+HASHING_QUEUE: Final = threading.Semaphore(40)  # keeps threads for reads and sales
 DUMMY_HASH: Final = "scrypt:32768:8:1$nobodynobody0000$" + "0" * 128
 NameKind = Literal["email", "username", "userId"]  # a userId is an id or a username
 
@@ -2081,15 +2078,15 @@ def find_account(accounts: Accounts, kind: NameKind, name: str) -> Account | Non
 
 
 def register_account(database: Database, order: Account, secret: str) -> Database:
-    """Add an account like `order`, under an id that was never anybody's.
+    """Add an account like `order`, under an id that was never used.
 
-    `secret` signs tokens from now on, if none does yet. Raises AlreadyExists.
+    `secret` signs the tokens if there is no other secret yet. Raises AlreadyExists.
     """
     accounts = database.accounts
     if find_account(accounts, "email", order.email) or find_account(
         accounts, "username", order.username
     ):
-        raise AlreadyExists("This e-mail or username is registered already")
+        raise AlreadyExists("This e-mail or username is already registered")
     version = accounts.version + 1
     members = accounts.members | {str(version): replace(order, id=version)}
     grown = Accounts(version, accounts.secret or secret, members)
@@ -2099,11 +2096,11 @@ def register_account(database: Database, order: Account, secret: str) -> Databas
 def promote_account(database: Database, seen: Account, password: str) -> Database:
     """Make an account an admin, with the hash of a new password unless it is empty.
 
-    Raises NotFound if it is no longer the account that was seen.
+    Raises NotFound if the account has changed since it was seen.
     """
     accounts = database.accounts
     if accounts.members.get(str(seen.id)) != seen:
-        raise NotFound("The account has changed meanwhile. Look at it again.")
+        raise NotFound("The account has changed meanwhile. Run the command again.")
     admin = replace(seen, role="admin", password=password or seen.password)
     members = accounts.members | {str(seen.id): admin}
     version = accounts.version + 1
@@ -2113,13 +2110,13 @@ def promote_account(database: Database, seen: Account, password: str) -> Databas
 
 
 def is_valid_password(password: str, minimum: int = 8) -> bool:
-    """Whether the length is allowed; hashing a very long one would take all day."""
+    """Whether the length is allowed; hashing a very long one takes too much time."""
     return minimum <= len(password) <= len(password.encode()) <= 1024
 
 
 @contextmanager
 def turn_to_hash() -> Iterator[None]:
-    """Wait for one's turn to hash a password. Raises TooManyLogins if many wait."""
+    """Wait for a turn to hash a password. Raises TooManyLogins if many others wait."""
     if not HASHING_QUEUE.acquire(blocking=False):
         raise TooManyLogins("Too many logins at once. Try again in a few seconds.")
     try:
@@ -2141,7 +2138,7 @@ def authenticate(account: Account | None, password: str) -> Account | None:
     Returns the account, or None.
     """
     expected = account.password if account else DUMMY_HASH
-    with turn_to_hash(), suppress(ValueError):  # of a hash that was damaged by hand
+    with turn_to_hash(), suppress(ValueError):  # a hash may have been edited by hand
         if check_password_hash(expected, password):
             return account
     return None
@@ -2160,18 +2157,18 @@ def issue_token(account: Account, key: str | bytes, at: int) -> str:
 
 
 def token_id(account: Account, nonce: str) -> str:
-    """A token's id, which also says what its account was.
+    """A token's id, which also identifies its account's password.
 
-    Ids of accounts are given again after a reset, or when a backup was put back. So
-    the id holds a digest of the password hash: another account, or a new password, is
-    none that the token was issued for.
+    The ids of accounts are used again after a reset or when a backup is restored. So
+    the token's id contains a digest of the password hash. The token becomes invalid if
+    its account is replaced or gets a new password.
     """
     digest = hashlib.sha256(f"{nonce} {account.password}".encode()).hexdigest()
     return f"{nonce}-{digest[:16]}"
 
 
 def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | None:
-    """The account that a token names, as it is today; None if the token is not good."""
+    """The account that a token names, as stored now; None if the token is invalid."""
     options: Any = {"require": ["sub", "iat", "exp", "jti"]}
     try:
         claims = jwt.decode(token, key, ["HS256"], options, leeway=CLOCK_LEEWAY_S)
@@ -2190,39 +2187,39 @@ def verify_token(accounts: Accounts, token: str, key: str | bytes) -> Account | 
 
 
 # === 8. Box office ===========================================================
-# What anyone can do here, once for all three APIs: sell, book, cancel, open and close
-# events, register, log in. Each change is one transaction. Knows no Flask and no JSON.
+# The use cases, once for all three APIs: sell, book, cancel, open and close events,
+# register, log in. Each change is one transaction. Knows no Flask and no JSON.
 
 
 class ChangeAttempt(Struct):
-    """An attempt to change an event, refused or not: what was read, what became."""
+    """An attempt to change an event, refused or not, and the versions that it read."""
 
     action: Literal["reserve", "cancel", "change"]
-    reservation: Reservation | None = None  # the one that it is about
+    reservation: Reservation | None = None  # the one to make or to cancel
     seats: int = 0
     event_id: str = ""
-    reads: list[int] = []  # the event's version, each time that it was decided
-    version: int = 0  # the event's, after it
+    reads: list[int] = []  # the event's version at each decision
+    version: int = 0  # the event's version after the attempt
 
 
 class Caller(Struct, frozen=True):
-    """Who asks, on what condition, and what they have attempted so far."""
+    """The sender of a request, their condition, and their attempts so far."""
 
     account: Account | None
     if_match: frozenset[str] | None  # the versions named; None without a condition
-    key: str | None = None  # digest of the Idempotency-Key, and of who sent it
+    key: str | None = None  # digest of the Idempotency-Key and of its sender
     attempts: list[ChangeAttempt] = []
 
 
 class Outcome(Struct, frozen=True):
-    """What a change did."""
+    """The result of a change."""
 
-    document: Document  # as the change left it
+    document: Document  # after the change
     attempts: int  # how many times it was decided
     changed: bool  # False if there was nothing to do
-    reservation: Reservation | None = None  # as the first answer shows it
-    position: int = 0  # in the waiting list; 0 for who does not wait
-    first_version: int | None = None  # which a replayed change had made
+    reservation: Reservation | None = None  # as in the first answer
+    position: int = 0  # in the waiting list; 0 if it does not wait
+    first_version: int | None = None  # for a replay, the version that it first made
 
 
 class Registration(Struct, frozen=True):
@@ -2242,7 +2239,7 @@ class BoxOffice:
         self._jwt_secret = settings.jwt_secret
 
     def database(self) -> Database:
-        """What is stored now. Raises Unavailable."""
+        """The present database. Raises Unavailable."""
         return self._store.load().database
 
     def sell(
@@ -2268,8 +2265,8 @@ class BoxOffice:
     ) -> Outcome:
         """Sell one ticket to the user who has these names, or let them wait.
 
-        Who waits already gets their place in the list. Raises AlreadyExists and what
-        `sell` raises.
+        For a user who already waits, the outcome has their place in the list. Raises
+        AlreadyExists and what `sell` raises.
         """
         account_id = self._only_account(names, caller)
         outcome = self._sell(
@@ -2319,7 +2316,7 @@ class BoxOffice:
     ) -> Outcome:
         """Cancel all seats of a reservation, or some, once for each key.
 
-        A repeat of a full cancel finds nothing. Raises NotFound, BadSeatCount, Stale,
+        Raises NotFound, also for a repeated full cancel; BadSeatCount, Stale,
         KeyReused, LoginRequired or NotAllowed.
         """
         at = timestamp()
@@ -2347,7 +2344,7 @@ class BoxOffice:
     def cancel_booking(
         self, event_id: str, names: frozenset[str], not_found: str, caller: Caller
     ) -> Outcome:
-        """Cancel what a user has booked or waits for.
+        """Cancel a user's booking, confirmed or waiting.
 
         Raises NotFound with the text `not_found`, and what `cancel` raises.
         """
@@ -2375,8 +2372,8 @@ class BoxOffice:
     def _require_owner(self, reservation: Reservation | None, caller: Caller) -> None:
         """Raise unless the caller may change a reservation.
 
-        Reservations made with a token are for its account and admins. Where login is
-        required, so are those made without one.
+        The account whose token made a reservation may change it, and admins. If login
+        is required, only admins may change reservations that were made without a token.
         """
         if reservation is None:
             return
@@ -2385,13 +2382,13 @@ class BoxOffice:
         if caller.account is None:
             raise LoginRequired("No token provided")
         if not owns(caller.account, reservation):
-            raise NotAllowed("This reservation belongs to somebody else.")
+            raise NotAllowed("Only its owner or an admin may change this reservation.")
 
     def _only_account(self, names: frozenset[str], caller: Caller) -> int | None:
         """The account that must have made a user's tickets; None if any may have.
 
-        Where login is required, a ticket that was booked without one is nobody's. An
-        admin who acts for somebody else finds it.
+        If login is required, a ticket that was booked without one belongs to no user.
+        Only an admin who acts for somebody else finds it.
         """
         account = caller.account
         if not self._require_login or account is None:
@@ -2401,8 +2398,8 @@ class BoxOffice:
     def _require_event_owner(self, document: Document, caller: Caller) -> None:
         """Raise unless the caller may change or remove an event.
 
-        Who opened it with a token may, and admins. What nobody owns is open to all,
-        unless login is required or somebody booked with a token.
+        The account that opened the event may, and admins. An event without an owner is
+        open to all, unless login is required or somebody booked with a token.
         """
         event, account = document.event, caller.account
         is_booked = any(
@@ -2414,7 +2411,7 @@ class BoxOffice:
         if account is None:
             raise LoginRequired("No token provided")
         if account.role != "admin" and account.id != event.created_by:
-            raise NotAllowed("This event is for its maker and for admins.")
+            raise NotAllowed("Only its owner or an admin may change this event.")
 
     def names_of(
         self, name: str, caller: Caller, *, admins_for_others: bool
@@ -2430,7 +2427,9 @@ class BoxOffice:
         if name in account_names(account):
             return account_names(account)
         if not (admins_for_others and account.role == "admin"):
-            raise NotAllowed("This is somebody else's booking.")
+            raise NotAllowed(
+                "This booking is for another user. Send your own userId or userEmail."
+            )
         kind, _, text = name.partition(":")
         accounts = self.database().accounts
         other = find_account(accounts, "userId" if kind == "id" else "email", text)
@@ -2443,8 +2442,8 @@ class BoxOffice:
     ) -> Outcome:
         """Open an event, under the first number never used if no id is given.
 
-        With a key that has opened it already, the event as it was then. Raises
-        AlreadyExists, KeyReused or Stale.
+        If the key has already opened an event, the outcome has that event as it was
+        then. Raises AlreadyExists, KeyReused or Stale.
         """
         wanted = what_is_opened(event, event_id)
 
@@ -2461,7 +2460,7 @@ class BoxOffice:
                 own_id = key
             maker = caller.account.id if caller.account else None
             opened = replace(event, event_id=own_id, created_by=maker)
-            if caller.if_match is not NONE_NAMED:  # of what may not be there yet
+            if caller.if_match is not NONE_NAMED:  # it may not exist yet
                 (existing or Document.of(opened, {})).require_version(caller.if_match)
             document = Document.open(existing, opened)
             return database.with_document(document.remember_change(caller.key, wanted))
@@ -2471,7 +2470,7 @@ class BoxOffice:
             found = pending.database.find_opened(caller.key, wanted)
             return replayed_opening(event, cast("Event", found), pending.attempts)
         documents = pending.database.documents
-        # Without an id it is the newest, so the last.
+        # Without an id, the event is the newest one, which is the last.
         key = [*documents][-1]
         if event_id is not None:
             key = pending.database.key_of(str(event_id))
@@ -2487,7 +2486,8 @@ class BoxOffice:
         database = self.database()
         if database.key_of(event_id) == database.seeded:
             raise AlreadyExists(
-                "The seeded event stays. `python ticketboss.py reset` empties it."
+                "The seeded event cannot be removed. `python ticketboss.py reset` "
+                "replaces it with a fresh one."
             )
 
         key = caller.key and f"remove {caller.key}"
@@ -2505,7 +2505,7 @@ class BoxOffice:
         return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
     def repair(self) -> None:
-        """Serve all who wait beside free seats; one change of each event."""
+        """Promote the waiting orders for which seats are free; one change an event."""
 
         def decide(database: Database) -> Database:
             for document in database.events():
@@ -2517,12 +2517,11 @@ class BoxOffice:
     def change_event(
         self, event_id: str, changes: dict[str, Any], caller: Caller
     ) -> Outcome:
-        """Change facts of an event, by the names that they have in Event.
+        """Change facts of an event, by their names in Event, once for each key.
 
-        Once for each key. Raises NotFound, TooFewSeats, Stale, KeyReused, LoginRequired
-        or NotAllowed.
+        Raises NotFound, TooFewSeats, Stale, KeyReused, LoginRequired or NotAllowed.
         """
-        key = caller.key and f"change {caller.key}"  # another than of its opening
+        key = caller.key and f"change {caller.key}"  # not the key of its opening
         wanted = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:32]
 
         def decide(document: Document) -> Document:
@@ -2566,9 +2565,9 @@ class BoxOffice:
         self.transactions.transact(lambda d: promote_account(d, account, password))
 
     def log_in(self, kind: NameKind, name: str, password: str) -> str:
-        """A token for who knows the password; otherwise LoginRequired.
+        """A token for the account with this name. Raises LoginRequired.
 
-        The text and the time are the same for a wrong name and a wrong password.
+        A wrong name and a wrong password get the same text after the same time.
         """
         accounts = self.database().accounts
         account = authenticate(find_account(accounts, kind, name), password)
@@ -2578,13 +2577,13 @@ class BoxOffice:
         return issue_token(account, self._signing_key(accounts), int(time.time()))
 
     def account_of(self, token: str) -> Account | None:
-        """The account that a token names; None if the token is not good."""
+        """The account that a token names; None if the token is invalid."""
         accounts = self.database().accounts
         key = self._signing_key(accounts)
         return verify_token(accounts, token, key) if key else None
 
     def _signing_key(self, accounts: Accounts) -> str | bytes:
-        """What tokens are signed with; empty if nobody has one yet."""
+        """The key that signs tokens; empty if there are no accounts yet."""
         return self._jwt_secret or accounts.secret
 
     def _change(
@@ -2594,7 +2593,7 @@ class BoxOffice:
         caller: Caller,
         attempt: ChangeAttempt,
     ) -> Outcome:
-        """Change one event in one transaction; note what was read at each decision."""
+        """Change one event in one transaction; note the version at each decision."""
 
         def decide_database(database: Database) -> Database:
             document = database.document(event_id)
@@ -2611,7 +2610,7 @@ class BoxOffice:
 
 
 def replayed_opening(event: Event, found: Event, attempts: int) -> Outcome:
-    """What was answered when `event` was opened, whatever was sold since."""
+    """The first answer to the opening of `event`, without later sales."""
     opened = replace(
         event,
         event_id=found.event_id,
@@ -2624,21 +2623,21 @@ def replayed_opening(event: Event, found: Event, attempts: int) -> Outcome:
 
 
 def what_is_opened(event: Event, event_id: int | str | None) -> str:
-    """A digest of what somebody asked to open."""
+    """A digest of an event to open."""
     facts = [event_id, event.name, event.total_seats, event.price, event.date]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def timestamp(at: datetime | None = None) -> str:
-    """A time, by default now, in UTC as RFC 3339 with milliseconds."""
+    """A time in UTC as RFC 3339 with milliseconds; by default now."""
     at = at or datetime.now(UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # === 9. HTTP =================================================================
-# What all routes share: JSON bodies, errors, conditions, safe retries, limits. Knows
-# no rule about seats and nothing of one dialect. A route is three moves: parse, do,
-# render.
+# Everything that all routes share: JSON bodies, errors, conditions, safe retries,
+# limits. Knows no rule about seats, and no dialect. A route has three steps: parse,
+# do, render.
 
 STATUS: Final[dict[type[TicketBossError], int]] = {
     BadSeatCount: 400,
@@ -2665,10 +2664,10 @@ ERROR_TEXTS: Final = {
     405: "This method is not allowed here. The Allow header lists those that are.",
     413: "The body is larger than 64 KiB.",
     429: "Too many requests from this IP, please try again later.",
-    500: "TicketBoss has failed. Its log says why.",
+    500: "Internal error. See the server's log.",
 }
 REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
-UNDECIDED: Final = {400, 401, 403, 422}  # never came to a decision about seats
+UNDECIDED: Final = {400, 401, 403, 422}  # there was no decision about seats
 JSON: Final = "application/json"
 NO_CONTROLS: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 INVISIBLE: Final = (
@@ -2681,7 +2680,7 @@ IN_EMAIL: Final = r"[^@\s\x00-\x1f\x7f-\xa0\u2028-\u202e\u2066-\u2069\ufeff]+"
 EMAIL: Final = rf"^{IN_EMAIL}@{IN_EMAIL}\.{IN_EMAIL}$"
 MAX_SEATS: Final = 10**6
 MAX_BODY: Final = 64 * 1024
-MAX_SAFE_INTEGER: Final = 2**53 - 1  # what every reader of JSON gets right
+MAX_SAFE_INTEGER: Final = 2**53 - 1  # every JSON parser reads these exactly
 ORIGIN: Final = r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
 EXPOSED_HEADERS: Final = (
     "ETag, Location, Link, X-Attempts, Retry-After, Idempotent-Replayed"
@@ -2698,17 +2697,17 @@ View = Callable[..., Response]
 
 
 class App(Flask):
-    """The Flask app, with what its routes work with."""
+    """The Flask app, with the objects that its routes use."""
 
     settings: Settings
     store: AnyStore
     box_office: BoxOffice
     served: Iterator[int]  # counts the answers
-    description: bytes = b""  # what /openapi.json says, once somebody has asked
+    description: bytes = b""  # the body of /openapi.json, after the first request
     rate_limits: list[limits.RateLimitItem]  # on all routes
     login_limits: list[limits.RateLimitItem]
     limiter: Limiter
-    attempts: deque[tuple[int, PublicAttempt]]  # the last ones, with their accounts
+    attempts: deque[tuple[int, PublicAttempt]]  # the last ones, each with an account
 
 
 app: Final = cast("App", current_app)
@@ -2739,7 +2738,7 @@ def route_has(mark: str) -> bool:
     return mark in getattr(view, "marks", ())
 
 
-# --- What a request says ---
+# --- Requests ---
 
 
 def camel(name: str) -> str:
@@ -2749,20 +2748,20 @@ def camel(name: str) -> str:
 
 
 def rule(missing: str, wrong: str = "", **constraints: Any) -> Meta:
-    """A rule, and what is said of a field that is missing or does not keep it."""
+    """A rule, and the errors for a field that is missing or breaks it."""
     texts = {"missing": missing, "wrong": wrong or missing}
     return Meta(extra=texts, **constraints)
 
 
 def between(least: int, most: int, missing: str = "{} must be an integer") -> Meta:
-    """The rule of a whole number."""
+    """The rule of a whole number in a range."""
     wrong = f"{{}} must be between {least} and {most}"
     return rule(missing, wrong, ge=least, le=most)
 
 
 PLAIN: Final = rule(
     "{} (string) is required",
-    "{} must be 1 to 200 characters, none a control character",
+    "{} must have 1 to 200 characters, none of them a control character",
     pattern=rf"^(?=.*\S){NO_CONTROLS}+$",
     max_length=200,
 )
@@ -2771,14 +2770,14 @@ SAFE_INTEGER: Final = between(
 )
 PlainText = Annotated[str, PLAIN]
 Id = Annotated[int, SAFE_INTEGER] | PlainText
-NewId = (  # which a URL can have, and which looks like no other
+NewId = (  # it fits in a URL, and looks like no other id
     Annotated[int, SAFE_INTEGER]
     | Annotated[
         str,
         rule(
             "{} (number or string) is required",
-            "{} must be 1 to 200 characters: no control or invisible ones, no /, and "
-            "not dots alone",
+            "{} must have 1 to 200 characters, none of them a control or invisible "
+            "character or a /, and must not consist only of dots",
             pattern=NEW_ID,
             max_length=200,
         ),
@@ -2790,7 +2789,7 @@ OptionalText = Annotated[
     str,
     rule(
         "{} must be a string",
-        "{} must be at most 200 characters, none a control character",
+        "{} must have at most 200 characters, none of them a control character",
         pattern=f"^{NO_CONTROLS}*$",
         max_length=200,
     ),
@@ -2800,7 +2799,7 @@ Password = Annotated[
     str,
     rule(
         "{} (string) is required",
-        "{} must be at most 1024 characters",
+        "{} must have at most 1024 characters",
         min_length=1,
         max_length=1024,
     ),
@@ -2814,21 +2813,21 @@ Count = Annotated[int, rule("{} must be a whole number, 1 or more", ge=1, le=10*
 class Fields(Struct, rename="camel"):
     """{}."""
 
-    one_of: ClassVar[tuple[str, ...]] = ()  # just one of these fields is sent
+    one_of: ClassVar[tuple[str, ...]] = ()  # exactly one of these fields is required
 
     def __post_init__(self) -> None:
-        """Refuse none of them, and several."""
+        """Refuse a body with none or several of them."""
         given = [name for name in self.one_of if getattr(self, name) is not None]
         if self.one_of and len(given) != 1:
             names = " or ".join(map(camel, self.one_of))
-            abort(400, f"Send {names}: one is required, and not both")
+            abort(400, f"Send {names}: exactly one is required")
 
 
 F = TypeVar("F", bound=Fields)
 
 
 class Field(NamedTuple):
-    """A field that a route reads. They are checked in the order of declaration."""
+    """A field that a route reads. Fields are checked in the order of declaration."""
 
     name: str  # in JSON
     type: Any
@@ -2836,17 +2835,17 @@ class Field(NamedTuple):
     required: bool
 
     def normalize(self, value: object, *, is_number_as_text: bool) -> object:
-        """A value as it is compared and stored: text is trimmed and in NFC."""
+        """A value as it is compared and stored: text is trimmed, and in NFC."""
         if not isinstance(value, str) or self.name == "password":
             return value
         if is_number_as_text and [*self.rules] == [int]:
             return int(value) if re.fullmatch("-?[0-9]{1,16}", value) else value
-        if self.name == "eventId":  # an old one may not be in NFC, and is found as sent
+        if self.name == "eventId":  # an old id may not be in NFC
             return value.strip()
         return normalize_text(value).strip()
 
     def refusal(self, value: object) -> str:
-        """What to say about a wrong value, or about none."""
+        """The error for a wrong or missing value."""
         texts: Any = next(iter(self.rules.values())).extra
         text: str = texts["missing"]
         if isinstance(value, float) and int in self.rules:
@@ -2871,7 +2870,7 @@ def fields_of(kind: type[Fields]) -> list[Field]:
 
 
 def parse(kind: type[F]) -> F:
-    """What a request says: a GET in its query, a DELETE also there, others in the body.
+    """The fields of a request. GET has them in its query, DELETE in query or body.
 
     400 for the first of the declared fields that is wrong.
     """
@@ -2896,21 +2895,21 @@ def parse(kind: type[F]) -> F:
 
 
 def require_changes(kind: type[Fields], given: Body) -> None:
-    """Refuse a change of nothing, of what cannot be changed, and to nothing."""
+    """Refuse a change without fields, with unknown fields, or with null; 400."""
     known = [each.name for each in fields_of(kind)]
     wrong = [name for name in given if name not in known or given[name] is None]
     if wrong or not given:
-        wrong_name = f"not for {wrong[0]!a:.99}" if wrong else "for one or more"
-        abort(400, f"Send a value for {', '.join(known)}: {wrong_name}")
+        problem = f"{wrong[0]!a:.99} is unknown or has no value. " if wrong else ""
+        abort(400, f"{problem}Send one or more of {', '.join(known)}.")
 
 
 def example_of(kind: type[Fields]) -> str:
-    """What to send, for example."""
+    """An example of a body or a query."""
     return str(kind.__doc__).removesuffix(".")
 
 
 def refusals(kind: type[Fields], values: Body) -> Iterator[str]:
-    """Yield what is wrong with each field, in their order."""
+    """Yield the error of each wrong field, in their order."""
     for each in fields_of(kind):
         value = values.get(each.name)
         try:
@@ -2923,7 +2922,7 @@ def refusals(kind: type[Fields], values: Body) -> Iterator[str]:
 def query_fields(kind: type[Fields], body: Body) -> Body:
     """The declared fields that are in the query; 400 for one that the body contradicts.
 
-    On a DELETE also for an unknown one: what is meant to narrow must not widen.
+    On a DELETE also for an unknown one, because a misspelt limit would cancel more.
     """
     known = {each.name: each for each in fields_of(kind)}
     found: Body = {}
@@ -2931,15 +2930,15 @@ def query_fields(kind: type[Fields], body: Body) -> Body:
         if name in known:
             in_body = body.get(name)
             if len(texts) > 1 or (in_body is not None and str(in_body) != texts[0]):
-                abort(400, f"{name} is there twice. Send it once.")
+                abort(400, f"{name} is given twice. Send it once.")
             found[name] = known[name].normalize(texts[0], is_number_as_text=True)
         elif request.method == "DELETE":
-            abort(400, f"There is no parameter {name!a:.99} here. Nothing was changed.")
+            abort(400, f"Unknown parameter {name!a:.99}. Nothing was changed.")
     return found
 
 
 def whole_or_float(text: str) -> float:
-    """A number of JSON that has a point or an exponent; 3.0 is 3."""
+    """A JSON number with a point or an exponent; 3.0 becomes 3."""
     number = float(text)
     if math.isinf(number):
         raise ValueError(f"{text:.20} is too large")
@@ -2951,14 +2950,14 @@ INCOMPLETE: Final = "The request body is incomplete or badly chunked."
 
 
 def json_body(example: str = "{}") -> Body:
-    """The request's JSON object, whatever its Content-Type says; 400 if it is none."""
+    """The request's JSON object, whatever its Content-Type is; 400 if it has none."""
     try:
         raw = request.get_data()
         if len(raw) == MAX_BODY and request.content_length is None:
-            raw += request.environ["wsgi.input"].read(1)  # in chunks, so it may go on
+            raw += request.environ["wsgi.input"].read(1)  # chunked, so more may come
     except HTTPException:
         raise
-    except Exception:  # noqa: BLE001 -- every server has its own for broken chunks
+    except Exception:  # noqa: BLE001 -- each server has its own for broken chunks
         abort(400, INCOMPLETE)
     if len(raw) < (request.content_length or 0):  # gunicorn gives what has come
         abort(400, INCOMPLETE)
@@ -2976,7 +2975,7 @@ def json_body(example: str = "{}") -> Body:
 
 
 def utc_timestamp(date: str) -> str:
-    """A day or a time as a time in UTC; 400 if it is neither."""
+    """The time in UTC of a date or a time; 400 if it is neither."""
     try:
         at = datetime.fromisoformat(date)
         return timestamp(at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC))
@@ -2985,13 +2984,13 @@ def utc_timestamp(date: str) -> str:
 
 
 def is_email(address: str) -> bool:
-    """Whether it looks like one."""
+    """Whether a text looks like an e-mail address."""
     is_plain = address.isprintable() and len(address) <= 200
     return is_plain and re.search(EMAIL, address) is not None
 
 
 def operation(*, login: str = "") -> Callable[[View], View]:
-    """Parse what a route takes as `sent`; with `login`, for "users" or "admins"."""
+    """Parse the request of a route as `sent`; with `login`, for "users" or "admins"."""
 
     def decorate(view: View) -> View:
         kind = get_type_hints(view).get("sent")
@@ -3013,7 +3012,7 @@ def operation(*, login: str = "") -> Callable[[View], View]:
 
 
 def caller() -> Caller:
-    """Who asks, and on what condition."""
+    """The sender of this request, and their condition."""
     key = None
     if g.key is not None:
         account_id = g.account.id if g.account else 0
@@ -3042,10 +3041,10 @@ def requested_reservation(
 ) -> Reservation:
     """The order that a request makes, not decided yet.
 
-    Its id is random; with an Idempotency-Key, the same at every retry. So a retry
-    finds its own reservation in the document it is about to change, and needs no table
-    of keys. API, event and caller keep the keys of different callers apart; a digest
-    tells when the body is different.
+    Its id is random; with an Idempotency-Key, it is the same at every retry. So a retry
+    finds its own reservation in the document that it would change, and there is no
+    table of keys. API, event and caller keep the keys of different callers apart. A
+    digest shows whether the body is different.
     """
     account_id = g.account.id if g.account else 0
     reservation_id = uuid.uuid4()
@@ -3069,21 +3068,32 @@ def requested_reservation(
     )
 
 
-# --- What an answer says ---
+# --- Answers ---
 
 
 def json_response(value: object, status: int = 200) -> Response:
-    """JSON, with a line's end for the terminal."""
+    """An answer in JSON, with a newline at the end for terminals."""
     return bytes_response(msgspec.json.encode(value) + b"\n", JSON, status)
+
+
+class BytesResponse(Response):
+    """A response with a body of bytes, and headers that are complete as they are.
+
+    werkzeug would copy them, and encode a Location that is encoded already.
+    """
+
+    def get_wsgi_headers(self, environ: Any) -> Any:  # noqa: ARG002 -- werkzeug's
+        """The headers as they are sent."""
+        return self.headers
 
 
 def bytes_response(body: bytes, content_type: str, status: int = 200) -> Response:
     """A body of any kind."""
-    return Response(body, status, content_type=content_type)
+    return BytesResponse(body, status, content_type=content_type)
 
 
 def html_response(page: str) -> Response:
-    """A page, under a policy that runs its own script and no other."""
+    """A page, under a policy that allows only its own script."""
     nonce = secrets.token_urlsafe(16)
     html = page.replace("NONCE", nonce).encode()
     response = bytes_response(html, "text/html; charset=utf-8")
@@ -3099,14 +3109,14 @@ def html_response(page: str) -> Response:
 
 
 def etag_response(document: Document, render: Callable[[], object]) -> Response:
-    """What `render` returns, with the event's version as ETag; or 304."""
+    """The result of `render`, with the event's version as ETag; or 304."""
     etag = str(document.event.version)
     g.headers["ETag"] = f'"{etag}"'
     g.headers["Cache-Control"] = "no-cache"
     if app.settings.require_login:
         g.headers["Vary"] = "Authorization"
     known = request.environ.get("HTTP_IF_NONE_MATCH")
-    if app.settings.unchecked:  # there a version may be of two contents
+    if app.settings.unchecked:  # here two contents may have the same version
         known = None
     if known is not None and is_in_etags(known, etag):
         return Response(status=304)
@@ -3114,13 +3124,13 @@ def etag_response(document: Document, render: Callable[[], object]) -> Response:
 
 
 def is_in_etags(header: str, etag: str) -> bool:
-    """Whether If-None-Match names it; in linear time, unlike werkzeug's parser."""
+    """Whether If-None-Match names an ETag; in linear time, unlike werkzeug's parser."""
     etags = [each.strip().removeprefix("W/") for each in header.split(",")]
     return f'"{etag}"' in etags or etags == ["*"]
 
 
 def set_outcome_headers(outcome: Outcome) -> None:
-    """Tell the client the event's version, and how many times it was decided."""
+    """Tell the client the event's version, and how often the change was decided."""
     version = outcome.document.event.version
     if outcome.first_version is not None:
         g.headers["Idempotent-Replayed"] = "true"
@@ -3130,7 +3140,7 @@ def set_outcome_headers(outcome: Outcome) -> None:
 
 
 def open_event(event: Event, event_id: int | str | None) -> Event:
-    """Open an event, and tell the client where it is."""
+    """Open an event, and send its address to the client."""
     outcome = app.box_office.open_event(event, event_id, caller())
     set_outcome_headers(outcome)
     opened = outcome.document.event
@@ -3139,7 +3149,7 @@ def open_event(event: Event, event_id: int | str | None) -> Event:
 
 
 def set_sale_headers(outcome: Outcome, event_id: str | None) -> None:
-    """Tell the client also where the reservation is, and whether it was sold before."""
+    """Tell the client also the reservation's address, and whether this is a replay."""
     set_outcome_headers(outcome)
     sold = cast("Reservation", outcome.reservation)
     if not outcome.changed:
@@ -3168,7 +3178,7 @@ ERROR_FORMATS: Final[list[tuple[str, ErrorFormat]]] = []  # each for a pattern o
 
 
 def error_format(path_pattern: str) -> Callable[[ErrorFormat], ErrorFormat]:
-    """Make a function render the errors of all paths that match."""
+    """Let a function render the errors of all matching paths."""
 
     def decorate(render: ErrorFormat) -> ErrorFormat:
         ERROR_FORMATS.append((path_pattern, render))
@@ -3178,7 +3188,7 @@ def error_format(path_pattern: str) -> Callable[[ErrorFormat], ErrorFormat]:
 
 
 def error_body(path: str, status: int, text: str) -> Body:
-    """Error body in the format of the path's API."""
+    """An error's body in the format of the path's API."""
     for pattern, render in ERROR_FORMATS:
         if re.match(pattern, path):
             return render(text)
@@ -3188,7 +3198,7 @@ def error_body(path: str, status: int, text: str) -> Body:
 
 
 def handle_refusal(error: TicketBossError) -> Response:
-    """Answer what the rules, the store or the box office refuse."""
+    """Answer a refusal of the rules, the store or the box office."""
     status = STATUS[type(error)]
     text = str(error)
     if request.method not in {"GET", "HEAD"}:
@@ -3211,7 +3221,7 @@ def handle_refusal(error: TicketBossError) -> Response:
 
 
 def handle_http_error(error: HTTPException) -> Response:
-    """Turn HTTP errors and crashes into JSON."""
+    """Answer HTTP errors and crashes in JSON."""
     status = error.code or 500
     text = error.description
     if status in {429, 500} or text == type(error).description:
@@ -3226,20 +3236,22 @@ def handle_http_error(error: HTTPException) -> Response:
 
 
 def before_request() -> Response | None:
-    """Checks before every request: limits, host, token; for changes also the rest."""
+    """Check every request's limits, host and token; call more checks for a change."""
     environ = request.environ
-    g.headers = {"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))}
-    g.started_at = time.perf_counter()
-    g.if_match = None
-    g.key = None
-    g.account = None
-    g.attempts = []
+    vars(g).update(
+        headers={"X-Request-ID": request_id(environ.get("HTTP_X_REQUEST_ID"))},
+        started_at=time.perf_counter(),
+        if_match=None,
+        key=None,
+        account=None,
+        attempts=[],
+    )
     set_cors_headers(environ)
     if is_preflight(environ):
         return Response(status=204)
-    enforce_rate_limits()  # also on what is refused below
+    enforce_rate_limits()  # also for requests that are refused below
     if not environ.get("QUERY_STRING", "").isascii():
-        abort(400, "Send the query percent-encoded, as %C3%A9.")
+        abort(400, "Send the query percent-encoded, such as %C3%A9.")
     check_host(environ)
     authorization = environ.get("HTTP_AUTHORIZATION")
     if authorization is not None and not route_has("no token needed"):
@@ -3247,12 +3259,12 @@ def before_request() -> Response | None:
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD", "OPTIONS"}:
         check_change(environ)
     if environ.get("PATH_INFO") == "*" and environ["REQUEST_METHOD"] == "OPTIONS":
-        return Response(status=204)  # a question about the server, not about a URL
+        return Response(status=204)  # it is about the server, not about a URL
     return None
 
 
 def check_token(authorization: str) -> None:
-    """Find the account that a token names (401); another scheme is no token."""
+    """Find the account that a token names (401); other schemes are ignored."""
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() == "bearer":
         g.account = app.box_office.account_of(token.strip())
@@ -3261,17 +3273,17 @@ def check_token(authorization: str) -> None:
 
 
 def request_id(given: str | None = None) -> str:
-    """The client's own request id, if it is a usable one; otherwise a new one."""
+    """The client's own request id if it is usable, otherwise a new one."""
     if given is not None and re.fullmatch("[A-Za-z0-9._-]{1,128}", given):
         return given
     return f"{random.getrandbits(128):032x}"
 
 
 def check_host(environ: dict[str, Any]) -> None:
-    """Refuse names that are not ours (421), where only this machine may connect.
+    """Refuse other host names (421) while only this machine may connect.
 
-    So a page whose name was made to point here cannot read answers (DNS rebinding).
-    The Host that was sent is checked, whatever X-Forwarded-Host says.
+    So another site whose name is made to point here cannot read answers (DNS
+    rebinding). This checks the Host that was sent, whatever X-Forwarded-Host says.
     """
     settings = app.settings
     if "HTTP_HOST" not in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
@@ -3303,7 +3315,7 @@ def cors_headers(served: App, origin: str | None) -> dict[str, str]:
 
 
 def set_cors_headers(environ: dict[str, Any]) -> None:
-    """Let a page of an allowed origin read the answer, and ask before it sends."""
+    """Let a page of an allowed origin read the answer, or ask before it sends."""
     allowed = cors_headers(app, environ.get("HTTP_ORIGIN"))
     g.headers |= allowed
     if allowed and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
@@ -3313,7 +3325,7 @@ def set_cors_headers(environ: dict[str, Any]) -> None:
 
 
 def is_preflight(environ: dict[str, Any]) -> bool:
-    """Whether a browser asks what an allowed page may send. The answer is empty."""
+    """Whether a browser asks if an allowed page may send a request."""
     is_options = environ["REQUEST_METHOD"] == "OPTIONS"
     return is_options and "Access-Control-Allow-Methods" in g.headers
 
@@ -3321,8 +3333,8 @@ def is_preflight(environ: dict[str, Any]) -> bool:
 def check_origin(environ: dict[str, Any]) -> None:
     """Refuse a change that a page of another site sends (403).
 
-    The browser says where a request comes from in Sec-Fetch-Site, whatever a proxy
-    does to Host. Where it says nothing, its Origin must be the host it has asked.
+    In Sec-Fetch-Site the browser says which site a request comes from, even if a proxy
+    changes Host. Without it, the Origin must be the requested host.
     """
     origin = environ.get("HTTP_ORIGIN")
     site = environ.get("HTTP_SEC_FETCH_SITE")
@@ -3348,7 +3360,7 @@ def is_origin_of(origin: str, host: str) -> bool:
 
 
 def cross_origin_text(site: str | None, origin: str | None, host: str) -> str:
-    """Both values that differ, and the options that allow it."""
+    """The error with both values that differ, and the options that allow it."""
     named = "URL"
     facts = []
     if site is not None:
@@ -3361,7 +3373,7 @@ def cross_origin_text(site: str | None, origin: str | None, host: str) -> str:
     return (
         f"Cross-origin change refused: {', '.join(facts)}. Start with --allow-origin "
         f"{named} to allow it. If this is a page of this server, its proxy changes "
-        "Host: let it send the browser's own (nginx: proxy_set_header Host "
+        "Host: make the proxy send the browser's own (nginx: proxy_set_header Host "
         "$http_host), and start with --trusted-host."
     )
 
@@ -3369,7 +3381,7 @@ def cross_origin_text(site: str | None, origin: str | None, host: str) -> str:
 def check_change(environ: dict[str, Any]) -> None:
     """Checks before a change: origin, encoding, If-Match and login."""
     check_origin(environ)
-    if request.routing_exception is not None:  # 404 and 405 go before conditions
+    if request.routing_exception is not None:  # 404 and 405 come before conditions
         raise request.routing_exception
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         abort(415, "Send the body as it is, without a Content-Encoding.")
@@ -3396,14 +3408,14 @@ def check_change(environ: dict[str, Any]) -> None:
 
 
 def plain_host() -> str:
-    """The Host header, for what is shown; only one that a shell takes as a word."""
+    """The Host header, to be shown; "localhost" if a shell could not take it."""
     host: str = request.environ.get("HTTP_HOST", "")
     return host if re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host) else "localhost"
 
 
 @functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
-    """Whether a host, with or without a port, is this very machine."""
+    """Whether a host, with or without a port, is a loopback name or address."""
     with suppress(ValueError):
         name = without_port(host)
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
@@ -3417,7 +3429,7 @@ def without_port(host: str) -> str:
 
 
 def enforce_rate_limits() -> None:
-    """Count the request against its client's limits; 429 when they are used up."""
+    """Count the request against its client's limits; 429 if they are exceeded."""
     if not route_has("never limited"):
         for rate in app.rate_limits:
             count_request(rate, "", client_key())
@@ -3426,11 +3438,11 @@ def enforce_rate_limits() -> None:
 
 
 def count_request(rate: limits.RateLimitItem, *counted: str) -> None:
-    """Count one more of something; 429 when its limit is used up."""
+    """Add one to a count; 429 if its limit is exceeded."""
     window = app.limiter.add(rate, *counted)
     remaining = max(0, rate.amount - window.hits)
     shown = g.headers.get("X-RateLimit-Remaining")
-    if shown is None or remaining <= int(shown):  # the limit that is reached first
+    if shown is None or remaining <= int(shown):  # show the limit that is nearest
         g.headers |= {
             "X-RateLimit-Limit": str(rate.amount),
             "X-RateLimit-Remaining": str(remaining),
@@ -3442,11 +3454,11 @@ def count_request(rate: limits.RateLimitItem, *counted: str) -> None:
 
 
 def log_in_within_limits(kind: NameKind, name: str, password: str) -> str:
-    """A token for who knows the password; LoginRequired, or 429 after many failures.
+    """A token for the account with this name; LoginRequired; 429 after many failures.
 
-    Counted before the password is looked at, so that a crowd cannot guess at once.
-    Whatever is no failure takes back its own count, and no other. Never counted for
-    an account alone: anybody could lock its owner out.
+    A login is counted before its password is checked, so that many guesses at once
+    are all counted. A login that does not fail takes back its own count only. Failures
+    are never counted for an account alone: anybody could lock its owner out.
     """
     account = hashlib.sha256(normalize_name(name).encode()).hexdigest()[:32]
     counts: list[tuple[limits.RateLimitItem, tuple[str, ...]]] = []
@@ -3469,7 +3481,7 @@ def log_in_within_limits(kind: NameKind, name: str, password: str) -> str:
 
 
 class Window(NamedTuple):
-    """How often something was counted, and until when that counts."""
+    """A count, and the time at which it ends."""
 
     hits: int
     reset_at: float  # Unix time
@@ -3478,8 +3490,8 @@ class Window(NamedTuple):
 class MemoryCounters:
     """Counters in fixed windows, in this process.
 
-    Not those of limits: they start a thread in order to forget, and where two requests
-    meet they start it twice, which raises.
+    Not the counters of the package limits: these start a thread that forgets old ones,
+    and two requests at once may start it twice, which raises.
     """
 
     def __init__(self) -> None:
@@ -3488,7 +3500,7 @@ class MemoryCounters:
         self._mutex = threading.Lock()
 
     def add(self, key: str, length_s: int, amount: int) -> Window:
-        """Add to a window, to a new one if it is over or lies in the future."""
+        """Add to a window; to a new one if the old one is over or in the future."""
         now = time.time()
         with self._mutex:
             window = self._windows.get(key)
@@ -3500,7 +3512,7 @@ class MemoryCounters:
         return window
 
     def _prune(self, now: float) -> None:
-        """Forget what is over, whenever there is twice as much as was left before."""
+        """Forget old windows, once there are twice as many as were left last time."""
         if len(self._windows) >= self._prune_at:
             self._windows = {
                 key: window
@@ -3513,7 +3525,7 @@ class MemoryCounters:
 class Limiter:
     """Counts requests, in memory or in a storage that several workers share.
 
-    It never fails: while the shared storage does, this process counts by itself.
+    It never fails: if the shared storage fails, this process counts by itself.
     """
 
     def __init__(self, storage_url: str) -> None:
@@ -3524,20 +3536,22 @@ class Limiter:
         self._memory = MemoryCounters()
 
     def add(self, rate: limits.RateLimitItem, *counted: str, amount: int = 1) -> Window:
-        """Count one more, or with another amount less."""
+        """Count one more; with a negative amount, one less."""
         key = rate.key_for(*counted)
         if self._is_shared:
             try:
                 return self._add_shared(key, rate.get_expiry(), amount)
             except limits.errors.StorageError as error:
-                log.warning("--rate-storage failed, so counted here: %s", error)
+                log.warning(
+                    "--rate-storage failed; this process counts by itself: %s", error
+                )
         return self._memory.add(key, rate.get_expiry(), amount)
 
     def _add_shared(self, key: str, length_s: int, amount: int) -> Window:
         storage: Any = self.storage
         count = storage.incr(key, length_s, amount)
         reset_at = storage.get_expiry(key)
-        if reset_at > time.time() + length_s + 1:  # begun when the clock was ahead
+        if reset_at > time.time() + length_s + 1:  # it began while the clock was ahead
             storage.clear(key)
             count = storage.incr(key, length_s, amount)
             reset_at = storage.get_expiry(key)
@@ -3545,10 +3559,10 @@ class Limiter:
 
 
 def client_key() -> str:
-    """Who is counted: an address; of IPv6, all those that one client has."""
+    """The address that is counted; for IPv6 the client's whole network."""
     try:  # some proxies add the port
         address = ipaddress.ip_address(without_port(request.remote_addr or ""))
-    except ValueError:  # of a proxy that sends no addresses
+    except ValueError:  # the proxy sends no addresses
         return "unknown"
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
@@ -3583,7 +3597,7 @@ class PublicAttempt(Struct, frozen=True, rename="camel"):
     event_id: str
     reads: list[int]
     if_match: str
-    status: int  # HTTP's
+    status: int  # the HTTP status
     version: int
 
 
@@ -3595,7 +3609,7 @@ class AttemptList(Struct, frozen=True):
 
 
 def record_attempts(status: int) -> None:
-    """Keep what this request attempted, for `/attempts`, if it came to a decision."""
+    """Keep this request's attempts for `/attempts`, if there was a decision."""
     if status in UNDECIDED:
         return
     account_id = g.account.id if g.account else 0
@@ -3610,7 +3624,7 @@ def record_attempts(status: int) -> None:
             reservation.reservation_id if reservation else "",
             attempt.event_id,
             attempt.reads,
-            request.headers.get("If-Match", "")[:64],
+            request.environ.get("HTTP_IF_MATCH", "")[:64],
             status,
             attempt.version,
         )
@@ -3618,7 +3632,7 @@ def record_attempts(status: int) -> None:
 
 
 def log_line(response: Response) -> str:
-    """Method, path, status, duration; of an event its version, of a change attempts."""
+    """Method, path, status, duration; if there are any, version and attempts."""
     duration_ms = (time.perf_counter() - g.started_at) * 1e3
     line = (
         f"{request.method} {ascii(request.path)[1:-1]} {response.status_code} "
@@ -3632,20 +3646,20 @@ def log_line(response: Response) -> str:
 
 
 # === 10. Partner API =========================================================
-# Partners reserve, cancel and look, at the seeded event or at any other. Errors are
-# {"error": text}.
+# Partners reserve seats, cancel them and list them, for the seeded event or any other.
+# Errors are {"error": text}.
 
 partner: Final = Blueprint("partner", __name__)
 
 
 class AnyPath(BaseConverter):
-    """The rest of a path, slashes and line ends too: no id is too odd for our 404."""
+    """The rest of a path with slashes and newlines, so that any odd id gets our 404."""
 
     part_isolating = False
     regex = r"[\s\S]+"
 
     def to_python(self, value: str) -> str:
-        """Without the trailing slash that every path may have."""
+        """The value without the trailing slash that every path may have."""
         return value.removesuffix("/")
 
 
@@ -3722,7 +3736,7 @@ class ReservationQuery(Fields):
     partner_id: AnyText | None = None
     status: Annotated[Status, ONE_OF_STATUS] | None = None
     limit: Count | None = None
-    after: AnyText | None = None  # the last reservationId of the page before
+    after: AnyText | None = None  # the last reservationId of the previous page
 
 
 @partner.get("/reservations")
@@ -3752,7 +3766,7 @@ def selected_reservations(
     if query.after is not None:
         ids = [r.reservation_id for r in reservations]
         if query.after not in ids:
-            abort(400, "after must be the last reservationId of the page before")
+            abort(400, "after must be the last reservationId of the previous page")
         reservations = reservations[ids.index(query.after) + 1 :]
     if query.status is not None:
         reservations = [r for r in reservations if r.status == query.status]
@@ -3800,21 +3814,21 @@ def list_attempts(event_id: str | None = None) -> Response:
 
 
 def may_see_attempts_of(account_id: int) -> bool:
-    """Whether it is open to all, or the caller's own, or the caller is an admin."""
+    """Whether the caller may see an account's attempts: their own, or as an admin."""
     if not app.settings.require_login:
         return True
     return bool(g.account.role == "admin" or g.account.id == account_id)
 
 
 def own_reservations(reservations: Iterable[Reservation]) -> list[Reservation]:
-    """All of them; where login is required, those of the caller."""
+    """All reservations; if login is required, those of the caller."""
     if not app.settings.require_login:
         return [*reservations]
     return [r for r in reservations if g.account and owns(g.account, r)]
 
 
 class PublicReservation(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What partners see of a reservation: nothing that names a person."""
+    """A reservation as partners see it, without anything that names a person."""
 
     reservation_id: str
     partner_id: str
@@ -3836,8 +3850,8 @@ def public_reservations(
         waiting.reservation_id: position
         for position, waiting in enumerate(document.waiting_list(), 1)
     }
-    # One that has nothing to hide and never waited looks the same in public; leaving
-    # it as it is lists 500 of them in a fifth of the time.
+    # A reservation that hides nothing and never waited looks the same in public.
+    # Without a copy of it, a list of 500 takes a fifth of the time.
     return [
         r
         if r.origin is NO_ORIGIN and not r.joined_at and not r.returned_at
@@ -3862,7 +3876,7 @@ def public_reservations(
 # open events and read reports. Errors are {"error": text, "message": text}.
 
 booking: Final = Blueprint("booking", __name__)
-MESSAGES: Final = {  # for users, by the kind of name they gave
+MESSAGES: Final = {  # for users, by the kind of name that they sent
     "id": {
         "booked": "Ticket booked",
         "waitlisted": "Added to waiting list",
@@ -3903,7 +3917,7 @@ class InitializeBody(Fields):
 @for_admins_if_login_is_required
 @operation()
 def initialize(sent: InitializeBody) -> Response:
-    """Open an event, numbered if it is given no id.
+    """Open an event, with a number as its id if none is sent.
 
     201 {message, id, eventId, name, totalTickets, availableTickets, event}; 409.
     """
@@ -3940,7 +3954,7 @@ class UserBody(Fields):
 @booking.post("/book")
 @operation()
 def book_ticket(sent: UserBody) -> Response:
-    """Book a ticket: 200 Ticket, with a position for who waits; 404; 409."""
+    """Book a ticket: 200 Ticket, with a position while waiting; 404; 409."""
     event_id = str(sent.event_id)
     name = sent.user_name()
     names = app.box_office.names_of(name, caller(), admins_for_others=False)
@@ -3960,7 +3974,7 @@ def book_ticket(sent: UserBody) -> Response:
 @booking.post("/cancel")
 @operation()
 def cancel_ticket(sent: UserBody) -> Response:
-    """Cancel a ticket; the first to wait has it: 200 Ticket; 404."""
+    """Cancel a ticket; the first waiting user gets it: 200 Ticket; 404."""
     event_id = str(sent.event_id)
     name = sent.user_name()
     names = app.box_office.names_of(name, caller(), admins_for_others=True)
@@ -3972,7 +3986,7 @@ def cancel_ticket(sent: UserBody) -> Response:
 
 
 def booking_response(outcome: Outcome, kind: str, status: str, **more: int) -> Response:
-    """What a user reads about their ticket."""
+    """The answer to a user about their ticket."""
     return json_response(
         {
             "message": MESSAGES[kind][status],
@@ -4020,7 +4034,7 @@ def show_one_event(event_id: str) -> Response:
 
 
 def event_detail_json(event: Event) -> Body:
-    """An event, in the words of partners and of users."""
+    """An event, with the field names of partners and of users."""
     return {
         **event_json(event),
         "id": event.event_id,
@@ -4079,7 +4093,7 @@ class ReportQuery(Fields):
         g.headers["Vary"] = "Accept"
         if self.format is not None:
             return self.format == "csv"
-        # A longer one would keep werkzeug's parser, whose time is quadratic, busy.
+        # Cut short, because the time of werkzeug's parser is quadratic.
         accepted = parse_accept_header(
             request.headers.get("Accept", "")[:999], MIMEAccept
         )
@@ -4089,7 +4103,7 @@ class ReportQuery(Fields):
 @booking.get("/events/<event_id>/report")
 @operation()
 def show_report(sent: ReportQuery, event_id: str) -> Response:
-    """What one event has sold: 200 Report or text/csv; 404."""
+    """Report the sales of one event: 200 Report or text/csv; 404."""
     report = app.box_office.database().document(event_id).report()
     return csv_response([report]) if sent.wants_csv() else json_response(report)
 
@@ -4097,7 +4111,7 @@ def show_report(sent: ReportQuery, event_id: str) -> Response:
 @booking.get("/report")
 @operation()
 def show_all_reports(sent: ReportQuery) -> Response:
-    """What all events have sold: 200 {events, totals} or text/csv."""
+    """Report the sales of all events: 200 {events, totals} or text/csv."""
     reports = [document.report() for document in app.box_office.database().events()]
     if sent.wants_csv():
         return csv_response(reports)
@@ -4112,7 +4126,7 @@ def show_all_reports(sent: ReportQuery) -> Response:
 
 
 def csv_response(reports: list[Report]) -> Response:
-    """CSV with cells escaped against formula injection, also where ; divides cells."""
+    """CSV with cells escaped against formula injection, also if ; separates cells."""
     formula = re.compile(r"""(^|[;,\t\r\n"'])(?=[=+\-@\uff1d\uff0b\uff0d\uff20])""")
     sheet = io.StringIO()
     writer = csv.writer(sheet)
@@ -4124,7 +4138,7 @@ def csv_response(reports: list[Report]) -> Response:
             for cell in row.values()
         )
     g.headers["Content-Disposition"] = 'attachment; filename="report.csv"'
-    text = sheet.getvalue().encode("utf-8-sig")  # by the mark Excel knows UTF-8
+    text = sheet.getvalue().encode("utf-8-sig")  # Excel needs the byte order mark
     return bytes_response(text, "text/csv; charset=utf-8")
 
 
@@ -4139,7 +4153,7 @@ class LoginBody(Fields, kw_only=True):
     password: Password
 
     def kind_and_name(self) -> tuple[NameKind, str]:
-        """Which name this is, and the name."""
+        """The kind of name that was sent, and the name."""
         if self.email is not None:
             return "email", self.email
         if self.username is not None:
@@ -4177,7 +4191,7 @@ def v1_error(text: str) -> Body:
 
 
 def envelope(message: str, data: object = None, status: int = 200) -> Response:
-    """The envelope of every answer; without `data` where there is none."""
+    """An answer in the envelope; without `data` if there is none."""
     body: Body = {"message": message, "error": False}
     if data is not None:
         body["data"] = data
@@ -4195,9 +4209,9 @@ class RegisterBody(Fields):
     password: Annotated[str, rule(TEXT_OF_PASSWORDS, min_length=8, max_length=1024)]
 
     def __post_init__(self) -> None:
-        """Refuse names that are another field's, and passwords that are too long."""
+        """Refuse names that look like an id or an e-mail, and too long passwords."""
         if re.search("@|^[0-9]+$", normalize_name(self.username)):
-            abort(400, "username must not be a number, nor an e-mail address")
+            abort(400, "username must not be a number or an e-mail address")
         if re.search(f"[{INVISIBLE}]", self.username):
             abort(400, "username must not have invisible characters")
         if not is_valid_password(self.password):
@@ -4228,7 +4242,7 @@ PROXY_HEADERS: Final = (
 
 
 def comes_from_this_machine() -> bool:
-    """Whether its owner sent the request from here; False if it may be a proxy's.
+    """Whether a user of this machine sent the request, certainly not through a proxy.
 
     Stock proxies speak HTTP/1.0, change Host, or add a header.
     """
@@ -4248,12 +4262,12 @@ def comes_from_this_machine() -> bool:
 
 
 def first_is_admin(settings: Settings) -> bool:
-    """Whether the first account can be an admin: not where others may connect."""
+    """Whether the first account can be an admin: only if no others can connect."""
     return settings.loopback and not settings.trust_proxy and not settings.trusted_hosts
 
 
 def account_json(account: Account) -> Body:
-    """What may be shown of an account."""
+    """The public fields of an account."""
     return {"id": account.id, "username": account.username, "email": account.email}
 
 
@@ -4276,7 +4290,7 @@ def log_in_by_email(sent: EmailLoginBody) -> Response:
 @v1.get("/auth/me")
 @operation(login="users")
 def show_me() -> Response:
-    """Show who asks: 200 {id, username, email}."""
+    """Show the caller's account: 200 {id, username, email}."""
     return envelope("User retrieved successfully.", account_json(g.account))
 
 
@@ -4289,7 +4303,7 @@ class EventBody(Fields, kw_only=True):
     date: Date  # or a time
 
     def __post_init__(self) -> None:
-        """Refuse an event that would begin with tickets sold."""
+        """Refuse an event with tickets that are already sold."""
         if self.available_tickets not in {None, self.total_tickets}:
             abort(400, "availableTickets must equal totalTickets, or be left out")
 
@@ -4347,7 +4361,7 @@ class BookingBody(Fields, kw_only=True):
     event_id: Id
     tickets_reserved: Seats
     first_name: PlainText
-    last_name: OptionalText = ""  # not everybody has one
+    last_name: OptionalText = ""  # some people have none
     email: Email
 
 
@@ -4362,7 +4376,7 @@ def create_booking(sent: BookingBody) -> Response:
         "email": sent.email,
     }
     holder = f"account-{g.account.id}" if g.account else "guest"
-    number = secrets.randbits(52) + 1  # a whole number for every reader of JSON
+    number = secrets.randbits(52) + 1  # every JSON parser reads it exactly
     order = requested_reservation(
         event_id,
         sent.email,
@@ -4383,7 +4397,7 @@ def create_booking(sent: BookingBody) -> Response:
 
 
 def booking_json(sold: Reservation) -> Body:
-    """A booking as /api/v1 shows it; numbers have the type they were sent in."""
+    """A booking as /api/v1 shows it; numbers have the type in which they were sent."""
     given = json_body()
     return {
         "id": sold.origin.booking,
@@ -4412,14 +4426,14 @@ class CancelledTickets(Fields):
 @v1.delete("/booking/<number>")
 @operation()
 def cancel_booking(sent: CancelledTickets, number: str) -> Response:
-    """Cancel tickets, all that are left if no number is given: 200; 404."""
+    """Cancel tickets; without a number all that are left: 200; 404."""
     if str(number if sent.booking_id is None else sent.booking_id) != number:
         abort(400, "bookingId is not the one in the path")
     if request.content_type and not request.get_data():
         abort(
             400,
-            "There is a Content-Type, but no body: it may have been lost. To cancel "
-            "all tickets, send the body {} or no Content-Type.",
+            "There is a Content-Type but no body, so the body may have been lost. To "
+            "cancel all tickets, send the body {} or no Content-Type.",
         )
     event_id, reservation_id = find_booking(number)
     try:
@@ -4437,7 +4451,9 @@ def cancel_booking(sent: CancelledTickets, number: str) -> Response:
     except NotFound as error:
         raise NotFound(NO_BOOKING) from error
     except NotAllowed as error:
-        raise NotAllowed("This booking belongs to somebody else.") from error
+        raise NotAllowed(
+            "Only its owner or an admin may change this booking."
+        ) from error
     set_outcome_headers(outcome)
     return envelope("Booking cancelled successfully.")
 
@@ -4466,9 +4482,9 @@ def show_booking_status(event_id: str) -> Response:
 
 
 # === 13. Description =========================================================
-# /openapi.json and /docs. Paths come from the URL map, what a route takes from its
-# declared fields, and what it answers from its docstring: `201 {id, name}; 404`, where
-# a name with a capital is a shape. The tests hold the server to all of it.
+# /openapi.json and /docs. Paths come from the URL map, requests from the declared
+# fields, and answers from the docstring of each route: `201 {id, name}; 404`. A name
+# with a capital is a shape. Tests check that the server keeps to the description.
 
 description: Final = Blueprint("description", __name__)
 SHAPES: Final = {
@@ -4485,7 +4501,7 @@ SHAPES: Final = {
     "Booking": "id, eventId, userId, firstName, lastName, email, ticketsReserved, "
     "bookingStatus, createdAt, updatedAt",
 }
-TYPES: Final = {  # of the fields of answers that are no strings
+TYPES: Final = {  # the fields of answers that are not strings
     "integer": "seats position totalSeats availableSeats reservationCount version "
     "totalTickets availableTickets total_tickets available_tickets bookedTickets "
     "waitingListCount waitlistedCount price expiresIn",
@@ -4507,12 +4523,12 @@ ANSWER_HEADERS: Final = {
     "X-Request-ID": "The client's own, or a new one",
     "ETag": "The version of the event",
     "X-Attempts": "How many times the change was decided",
-    "Location": "Where to find what was made",
+    "Location": "The address of what was made",
     "Link": "The next page of a list",
     "Retry-After": "Seconds to wait",
     "Idempotent-Replayed": "true for a request that was answered before",
 }
-ERRORS: Final = {  # that are possible wherever something is read, or changed
+ERRORS: Final = {  # possible for every read, and for every change
     "GET": ["400", "401", "421", "429", "500", "503"],
     "change": ["403", "409", "412", "413", "415", "422", "428"],
 }
@@ -4533,7 +4549,7 @@ def show_description() -> Response:
 
 @description.get("/docs")
 def show_docs() -> Response:
-    """Show all operations, each with a line to try it: 200 text/html."""
+    """Show all operations, each with a curl line: 200 text/html."""
     return html_response(DOCS)
 
 
@@ -4567,7 +4583,7 @@ def openapi() -> Body:
 
 
 def operation_json(endpoint: str, method: str, path: str) -> Body:
-    """One operation: what it takes, what it answers, and a line to try it."""
+    """One operation: its parameters, its answers, and a curl line."""
     view: Any = app.view_functions[endpoint]
     dialect = endpoint.partition(".")[0]
     kind = getattr(view, "kind", None) or Fields
@@ -4604,7 +4620,7 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
 def parameters_json(
     kind: type[Fields], method: str, path: str, dialect: str
 ) -> list[Body]:
-    """What an operation takes in its path, its query and its headers."""
+    """The parameters of an operation in its path, query and headers."""
     found: list[Body] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", path)
@@ -4625,7 +4641,7 @@ def parameters_json(
 
 
 def fields_schema(kind: type[Fields], dialect: str) -> Body:
-    """The JSON Schema of declared fields; in /api/v1, numbers may come as texts."""
+    """The JSON Schema of declared fields; in /api/v1, numbers may come as strings."""
     schema: Body = msgspec.json.schema_components([kind])[1][kind.__name__]
     del schema["description"]
     for name, declared in schema["properties"].items():
@@ -4659,7 +4675,7 @@ def shape_schema(shape: str) -> Body:
 
 
 def responses_json(view: View, method: str, path: str, dialect: str) -> Body:
-    """What an operation answers: what its docstring says, and the usual errors."""
+    """The answers of an operation: those in its docstring, and the usual errors."""
     said = dict(re.findall(r"\b([2-5]\d\d)\b([^;.]*)", str(view.__doc__)))
     usual = ERRORS["GET"] + (ERRORS["change"] if method != "GET" else [])
     usual += ["404"] if "{" in path else []
@@ -4681,7 +4697,7 @@ def responses_json(view: View, method: str, path: str, dialect: str) -> Body:
 
 
 def content_json(said: str) -> Body:
-    """The content of an answer, of `200 Report or text/csv`."""
+    """The content of an answer, from a text like `200 Report or text/csv`."""
     content: Body = {}
     for media_type in re.findall(r"(?:text|application)/\w+", said):
         content[media_type] = {"schema": {}}
@@ -4715,9 +4731,9 @@ def error_json(dialect: str) -> Body:
 
 
 def curl_line(kind: type[Fields], method: str, path: str, *, log_in: bool) -> str:
-    """A line that works as it stands, with ORIGIN for the server.
+    """A curl line that works as it stands, with ORIGIN for the server.
 
-    What it shows, cancels or removes, it makes first.
+    It first makes what it shows, cancels or removes.
     """
     seeded = app.box_office.database().seeded
 
@@ -4807,10 +4823,11 @@ fetch("/openapi.json").then(answer => answer.json()).then(api => {
 
 
 # === 14. Page ================================================================
-# The live page at `/`, or `/?event=<id>`: a plain client of the partner API. Its hero
-# is the tape: rows are attempts, columns are versions; a ring where somebody read, a
-# disc where the save was first, a cross where it came too late. Two panes (for students
-# one: `/?name=anna`) read, and save under If-Match, so that the slower one gets a 412.
+# The live page at `/`, or `/?event=<id>`: a plain client of the partner API. Its main
+# part is the tape. Rows are attempts and columns are versions. A ring marks the version
+# that was read, a disc a save that was first, a cross a save that came too late. Two
+# panes (for students one: `/?name=anna`) read, and save under If-Match, so that the
+# slower one gets a 412.
 
 
 page: Final = Blueprint("page", __name__)
@@ -4819,7 +4836,7 @@ page: Final = Blueprint("page", __name__)
 @page.get("/")
 @open_to_all
 def welcome() -> Response:
-    """A text with what to try, or the live page: 200 text/plain or text/html."""
+    """A text with curl lines to try, or the live page: 200 text/plain or text/html."""
     g.headers["Vary"] = "Accept"
     if "text/html" in request.headers.get("Accept", ""):
         return html_response(PAGE)
@@ -5009,7 +5026,7 @@ async function look() {
   $("login").hidden = status !== 401 && may !== 401
   if (status !== 200) throw Error(now.error)
   unchecked = told.unchecked === true
-  fill({state: unchecked ? "No check: who saves last wins. None of it is kept." :
+  fill({state: unchecked ? "No check: the last save wins. Nothing is kept." :
     may === 401 ? "Log in to see who saved." : ""})
   const changed = JSON.stringify([now, told, token])
   if (changed === before) return
@@ -5076,10 +5093,10 @@ const A = pane("A", query.get("name") || (alone ? "" : "anna")), B = pane("B", "
 const STEPS = [["", () => 0, "Show me, step by step"],
   ["{A} reads. How many seats are free, and in which version?", A.read],
   ["{B} reads, too. Which version will it be?", B.read],
-  ["{A} saves. What becomes of the version?", A.save],
+  ["{A} saves. What happens to the version?", A.save],
   ["{B} saves, but holds the old version. What will the server say?", B.save],
   ["Too late: nothing was sold, nothing was lost. So {B} reads again.", B.read],
-  ["{B} decides again, on what is true now.", B.save],
+  ["{B} decides again, and knows the new version.", B.save],
   ["Both have their seats, and nobody waited for a lock.", () => 0, "End"]]
 $("next").onclick = async ({target}) => {
   if (target.ariaBusy === "true") return
@@ -5102,12 +5119,12 @@ addEventListener("visibilitychange", live); curl(eventPath); live()</script>
 
 
 # === 15. Race ================================================================
-# The classroom in the terminal: buyers in processes of their own, on a throwaway file,
-# without a check, with a lock, and optimistic. What it says is computed from what was
-# measured, and the bars show what was kept, not what was confirmed.
+# The lesson in the terminal: buyers in processes of their own race on a throwaway file,
+# without a check, with a lock, and optimistic. All conclusions are computed from the
+# measurements. The bars show what was kept, not what was confirmed.
 
 STRATEGIES: Final = {
-    "none": "read, think, save. Nobody asks whether it has changed.",
+    "none": "read, think, save. Nobody checks whether the event has changed.",
     "lock": "lock, read, think, save, unlock. All others wait.",
     "optimistic": "read, think, save if nobody has saved since; otherwise, again.",
 }
@@ -5118,21 +5135,21 @@ CLOSE: Final = 1.3  # below this ratio, another run may say the opposite
 
 
 class UncheckedStore(Store):
-    """A store that forgets to compare: the mistake that this program is about."""
+    """A store that does not compare: the mistake that this program is about."""
 
     def swap(self, seen: Snapshot, wanted: Database) -> bool:
-        """Write what was wanted over whatever is there by now."""
+        """Write `wanted` over the present content, changed or not."""
         with self._temp_file(_text(wanted, _encode(wanted, seen))) as temp_path:
             os.replace(temp_path, self.path)
         return True
 
 
 class Attempt(NamedTuple):
-    """One order of one buyer: what they read, whether it was confirmed, and when."""
+    """One order of one buyer: the version read, whether it was confirmed, and when."""
 
     buyer: int
     event_id: str
-    told: bool  # that they have a seat
+    told: bool  # whether it was confirmed
     read_version: int
     seats_left: int  # when it was read
     read_at: float
@@ -5143,7 +5160,7 @@ class Attempt(NamedTuple):
 
 
 class RaceSizes(NamedTuple):
-    """How many take part in a race."""
+    """The numbers of buyers, orders and seats of a race."""
 
     clients: int
     requests: int
@@ -5151,7 +5168,7 @@ class RaceSizes(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is raced."""
+    """A strategy, and the conditions of its race."""
 
     strategy: str
     events: int
@@ -5159,7 +5176,7 @@ class Case(NamedTuple):
 
 
 class Result(Struct, frozen=True):
-    """What one round came to; its fields are the keys of `race --json`."""
+    """The result of one round; its fields are the keys of `race --json`."""
 
     strategy: str
     events: int
@@ -5169,12 +5186,12 @@ class Result(Struct, frozen=True):
     lost: int
     oversold: int
     conflicts: int
-    rate: int  # kept, in a second
+    rate: int  # kept in a second
     p95_ms: int
 
 
 class Round(NamedTuple):
-    """A round, with what was recorded of it."""
+    """A round, with its record."""
 
     result: Result
     history: list[Attempt]
@@ -5226,7 +5243,7 @@ def buyer_process(
 
 
 def run_race(sizes: RaceSizes, case: Case) -> Round:
-    """Race once. Raises OSError where processes or files cannot be made."""
+    """Race once. Raises OSError if processes or files cannot be made."""
     strategy, events, think_s = case
     event_ids = [f"event-{n}" for n in range(events)]
     seats = sizes.seats // events
@@ -5278,7 +5295,7 @@ def _throwaway(folder: str, event_ids: list[str], seats: int) -> Store:
 
 
 def _run_buyers(plans: list[tuple[Any, ...]]) -> tuple[list[Attempt], float]:
-    """Run a process for each plan, all at once: what they did, and how long it took."""
+    """Run a process for each plan, all at once; return their attempts and the time."""
     fork = multiprocessing.get_context("fork")
     ready = fork.Barrier(len(plans) + 1)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process
@@ -5287,7 +5304,7 @@ def _run_buyers(plans: list[tuple[Any, ...]]) -> tuple[list[Attempt], float]:
     finally:
         signal.signal(signal.SIGINT, before)
     with pool:
-        ready.wait()  # nobody has a start on the others
+        ready.wait()  # all buyers start at the same moment
         began = time.monotonic()
         attempts = pool.starmap(buyer_process, plans, 1)
         took_s = time.monotonic() - began
@@ -5297,7 +5314,7 @@ def _run_buyers(plans: list[tuple[Any, ...]]) -> tuple[list[Attempt], float]:
 def run_rounds(sizes: RaceSizes, rounds: Rounds) -> None:
     """Race all cases; add the rounds as they end, and print a dot for each.
 
-    The strategies of a group take turns, so that what else the machine does hits all.
+    The strategies of a group take turns, so that other load on the machine hits all.
     """
     for (events, think_s), group in itertools.groupby(rounds, lambda case: case[1:]):
         cases = [*group]
@@ -5310,7 +5327,7 @@ def run_rounds(sizes: RaceSizes, rounds: Rounds) -> None:
 
 
 def shown_result(rounds: list[Round]) -> Result:
-    """The one with the median rate; but one that lost sales, if it should not."""
+    """The result with the median rate, or one in which a safe strategy lost sales."""
     results = [each.result for each in rounds]
     by_rate = sorted(results, key=lambda result: result.rate)
     for result in by_rate:
@@ -5320,7 +5337,7 @@ def shown_result(rounds: list[Round]) -> Result:
 
 
 def estimated_s(sizes: RaceSizes, cases: Iterable[Case]) -> float:
-    """How long these races take, roughly: sales wait for each other in each event."""
+    """About how long these races take: the sales of one event wait for each other."""
     total_s = 0.0
     for strategy, events, think_s in cases:
         if strategy == "none":
@@ -5329,7 +5346,7 @@ def estimated_s(sizes: RaceSizes, cases: Iterable[Case]) -> float:
             total_s += min(sizes.seats, sizes.requests) * (think_s + 0.003)
         else:
             total_s += min(sizes.seats, sizes.requests) / events * (think_s + 0.006)
-        total_s += 0.3  # to start the processes
+        total_s += 0.3  # for starting the processes
     return total_s * ROUNDS
 
 
@@ -5350,7 +5367,7 @@ def lost_update_example(history: list[Attempt], kept: set[str]) -> list[str]:
 
 
 def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
-    """Who did what, in order, with the seats that the file had left after it."""
+    """The steps of two buyers in order, each with the seats that were left after it."""
     version = lost.read_version
     steps = []
     for attempt in (lost, later):
@@ -5365,7 +5382,7 @@ def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
         theirs = "" if attempt is lost else text
         lines.append(columns(mine, theirs, left))
     lines.append(
-        f"Two are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
+        f"Two sales are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
     )
     check = f"still version {version}? No, {version + 1}: read again."
     lines.append(f"A check adds one step before the last: {check}")
@@ -5373,7 +5390,7 @@ def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
 
 
 def table(results: list[Result]) -> Iterator[str]:
-    """The results in 80 columns; the bars are of what was kept, see `_bar_value`."""
+    """The results in 80 columns; the bars show what was kept, see `_bar_value`."""
     yield ROW.format("", "confirmed", "saved", "lost", "kept/s", "", "").rstrip()
     cases = itertools.groupby(results, lambda each: (each.events, each.think_ms))
     for number, ((events, think_ms), group) in enumerate(cases):
@@ -5395,9 +5412,9 @@ def table(results: list[Result]) -> Iterator[str]:
 
 
 def _bar_value(row: Result) -> float:
-    """What was kept in a second, times the share of confirmations that were true.
+    """The sales kept in a second, times the share of confirmations that were true.
 
-    So no machine is fast enough to give a strategy that loses sales the longest bar.
+    So a strategy that loses sales never gets the longest bar, even on a fast machine.
     """
     return row.rate * row.kept / max(row.told, 1)
 
@@ -5412,7 +5429,7 @@ def _case(events: int, think_ms: int) -> str:
 
 
 def _bar(share: float) -> str:
-    """A bar in eighths of a character; in # where the terminal has no blocks."""
+    """A bar in eighths of a character; in # if the terminal has no blocks."""
     eighths = round(share * BAR_LENGTH * 8)
     bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
     return bar if can_print(bar) else "#" * round(share * BAR_LENGTH)
@@ -5433,12 +5450,12 @@ def _remark(row: Result) -> str:
     if row.strategy == "lock":
         return "one at a time"
     if row.strategy == "optimistic":
-        return f"{row.conflicts:,} tries too late"
+        return f"{row.conflicts:,} late attempts"
     return ""
 
 
 def conclusions(rounds: Rounds) -> Iterator[str]:
-    """What the rounds teach, however they turned out: result, because reason."""
+    """The lessons of these rounds, whatever their results: result, because reason."""
     played = {case: each for case, each in rounds.items() if each}
     for case, each in played.items():
         if case.strategy == "none":
@@ -5447,7 +5464,7 @@ def conclusions(rounds: Rounds) -> Iterator[str]:
                 f"No check: {result.lost:,} of {result.told:,} confirmed sales are "
                 "lost, because the last save wins."
                 if result.lost
-                else "No check: nothing is lost, because no two happened to collide."
+                else "No check: nothing is lost, because no two orders collided."
             )
     for (events, think_s), group in itertools.groupby(played, lambda case: case[1:]):
         safe = [played[case] for case in group if case.strategy != "none"]
@@ -5460,40 +5477,40 @@ def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
     """The faster of two safe strategies, and the lesson; "" if too close to call."""
     slower, faster = sorted((one, other), key=lambda each: shown_result(each).rate)
     ratio = shown_result(faster).rate / max(shown_result(slower).rate, 1)
-    pairs = zip(slower, faster, strict=False)  # after Ctrl-C one may lack its last
+    pairs = zip(slower, faster, strict=False)  # after Ctrl-C one may have a round less
     always = all(fast.result.rate > slow.result.rate for slow, fast in pairs)
     if ratio < CLOSE:
-        reason = "saves follow each other"
+        reason = "both save one at a time"
         return "", f"too close to call ({ratio:.1f} times), because {reason}."
     if not always:
         reason = "the rounds disagree"
         return "", f"too close to call ({ratio:.1f} times), because {reason}."
     winner = shown_result(faster).strategy
-    reasons = {"lock": "no try is in vain", "optimistic": "thinking overlaps"}
+    reasons = {"lock": "no attempt is wasted", "optimistic": "thinking overlaps"}
     return winner, f"{winner} is {ratio:.1f} times as fast, because {reasons[winner]}."
 
 
 # === 16. Server ==============================================================
 # `python ticketboss.py` under waitress: one loop reads and sends for all connections,
-# threads make the answers. No thread ever waits for a client, and no client keeps
-# another from being served. Knows nothing of seats.
+# and threads make the answers. No thread ever waits for a client, and no client delays
+# another. Knows nothing of seats.
 
-READ_THREADS: Final = 8  # kept free of changes, which may all wait for the lock
+READ_THREADS: Final = 8  # not for changes, which may all wait for the lock
 CHANGE_THREADS: Final = 56
 MAX_CONNECTIONS: Final = 900
-OTHER_DESCRIPTORS: Final = 100  # for files, and what the libraries open
+OTHER_DESCRIPTORS: Final = 100  # for files, and for the libraries
 UNREAD_S: Final = 10  # how long an answer may wait for its reader, without progress
 UNFINISHED_S: Final = 30  # how long a request may take to arrive
 IDLE_S: Final = 75  # longer than proxies keep a connection, which is 60 s
-END_S: Final = 30  # how long an end may take
+END_S: Final = 30  # how long stopping may take
 MAX_UNREAD_BYTES: Final = 256 * 2**20  # of all answers together
-STALLED_S: Final = 2  # where there is more, without progress for so long is too long
+STALLED_S: Final = 2  # above that, a client without progress is dropped after this time
 LARGE_ANSWER: Final = 8192  # bytes; a larger one is never copied
-ARENAS: Final = 2  # of glibc's malloc; with one for each thread, freed memory stays
+ARENAS: Final = 2  # of glibc's malloc; one for each thread would keep freed memory
 
 
 class RequestParser(waitress.parser.HTTPRequestParser):
-    """Parses a request in linear time, and refuses what two parsers may read apart."""
+    """Parses a request in linear time; refuses any that other parsers may misread."""
 
     command: Any
     path: Any
@@ -5505,15 +5522,15 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         """Parse the start line and the headers.
 
         Two of waitress's patterns are quadratic: that of a header in the blanks before
-        its value, that of the start line where it does not match. Neither is given the
-        text that makes it slow.
+        its value, and that of a start line that does not match. This method keeps such
+        texts from them.
         """
         start_line = header_plus.partition(b"\r\n")[0].rstrip()
         if not self.START_LINE.fullmatch(start_line):
             raise waitress.parser.ParsingError("Start line is invalid")
         try:
             super().parse_header(self.BLANKS.sub(rb"\1", header_plus))
-        except ValueError as error:  # of urlsplit, or of int with 5,000 digits
+        except ValueError as error:  # from urlsplit, or from int with 5,000 digits
             raise waitress.parser.ParsingError(f"Invalid request: {error}") from None
         headers = self.headers
         if self.version == "1.1" and "HOST" not in headers:
@@ -5545,9 +5562,9 @@ class AnswerTask(waitress.task.WSGITask):
         self.channel.write_soon(head + data)
 
     def set_close_on_finish(self) -> None:
-        """Close the connection, unless it is clear anyway where the answer ends.
+        """Close the connection, unless the end of the answer is clear.
 
-        waitress closes it after each answer without a Content-Length, also after a 204
+        waitress closes it after each answer without a Content-Length, even after a 204
         or 304, which has no body.
         """
         asked = self.request.headers.get("CONNECTION", "").lower()
@@ -5559,7 +5576,7 @@ class AnswerTask(waitress.task.WSGITask):
 
 
 class JsonErrorTask(waitress.task.ErrorTask):
-    """Answers in JSON what waitress refuses before Flask sees it."""
+    """Answers in JSON the requests that waitress refuses before Flask sees them."""
 
     channel: Any
 
@@ -5586,7 +5603,7 @@ class JsonErrorTask(waitress.task.ErrorTask):
 
 
 class Connection(waitress.channel.HTTPChannel):
-    """One client. The loop reads and sends, a thread makes one answer at a time."""
+    """One client. The loop reads and sends; a thread makes one answer at a time."""
 
     parser_class = RequestParser
     task_class = AnswerTask
@@ -5596,7 +5613,7 @@ class Connection(waitress.channel.HTTPChannel):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         self.progress_at = time.monotonic()  # connected, answered, or read an answer
-        self.begun_at: float | None = None  # when a request began that is unfinished
+        self.begun_at: float | None = None  # the start of an unfinished request
         self.is_parked = False  # the next request waits until the answers are sent
         super().__init__(*arguments, **more)
 
@@ -5605,7 +5622,7 @@ class Connection(waitress.channel.HTTPChannel):
         return not self.server.owner.is_ending and bool(super().readable())
 
     def received(self, data: bytes) -> bool:
-        """Take what was read. More of an unfinished request is no progress."""
+        """Take the received bytes. More of an unfinished request is no progress."""
         is_taken = bool(super().received(data))
         if self.request is not None and self.begun_at is None:
             self.begun_at = time.monotonic()
@@ -5619,11 +5636,11 @@ class Connection(waitress.channel.HTTPChannel):
     def write_soon(self, data: bytes) -> int:
         """Keep an answer until the loop sends it.
 
-        waitress's own sends at once, for which the thread gives up Python's lock, and
-        waits for its reader if much is unsent.
+        waitress's own method sends at once, for which the thread gives up Python's
+        lock, and it waits for the client if much is unsent.
         """
         small = waitress.buffers.OverflowableBuffer(self.adj.outbuf_overflow)
-        buffers: list[Any] = [small]  # the last one stays when all is sent
+        buffers: list[Any] = [small]  # waitress keeps the last one when all is sent
         if len(data) <= LARGE_ANSWER:
             small.append(data)
         else:
@@ -5646,7 +5663,7 @@ class Connection(waitress.channel.HTTPChannel):
         return bool(super().writable())
 
     def handle_write(self) -> None:
-        """Send what the client takes."""
+        """Send as much as the client takes."""
         unsent, now = self.total_outbufs_len, time.monotonic()
         super().handle_write()
         if self.total_outbufs_len < unsent:
@@ -5696,7 +5713,7 @@ class Workers:
             connection = waiting.get()
             try:
                 connection.service()
-            except BaseException:  # an ended thread would be missing for ever
+            except BaseException:  # a thread that ends is never replaced
                 log.exception("A request was not answered")
                 connection.cancel()
                 connection.server.pull_trigger()
@@ -5728,18 +5745,18 @@ class Listener(waitress.server.TcpWSGIServer):
         return self.accepting and not self.owner.is_full
 
     def accept(self) -> Any:
-        """Accept a client; where there is no descriptor left, make room for it."""
+        """Accept a client; if no descriptor is left, make room for it."""
         try:
             return super().accept()
         except OSError as error:
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
-            # One less: each newcomer is accepted before another is dropped for it.
+            # One less: a new client is accepted before another one is dropped for it.
             self.owner.limit = max(1, len(self.owner.connections()) - 1)
             return None
 
     def add_task(self, task: Any) -> None:
-        """Have a request answered, once the client has the answers before it."""
+        """Have a request answered, once the client has got the earlier answers."""
         if task.total_outbufs_len:
             task.is_parked = True
         else:
@@ -5759,7 +5776,7 @@ class Server:
         self.is_ending = False
         self.is_full = False
         self.was_full = False
-        self.cut = 0  # connections, at the end
+        self.cut = 0  # connections that were cut while stopping
         self.limit = raise_connection_limit()
         self._is_woken = False
         self._next_sweep = 0.0
@@ -5781,14 +5798,14 @@ class Server:
         return [c for c in self.channels.values() if isinstance(c, Connection)]
 
     def wake(self) -> None:
-        """Let the loop look again; one call, however many threads ask for it."""
+        """Wake the loop; one call, even if many threads ask for it."""
         if not self._is_woken:
             self._is_woken = True
             self.listeners[0].trigger.pull_trigger()
 
     def turn(self) -> None:
         """Read, send and accept once, or wait a moment for something to do."""
-        self._is_woken = False  # before the channels are looked at
+        self._is_woken = False  # before the loop looks at the channels
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + 1
@@ -5797,11 +5814,11 @@ class Server:
         waitress.wasyncore.loop(timeout=0.2, use_poll=True, map=self.channels, count=1)
 
     def finish(self) -> int:
-        """Answer what was accepted; how many connections had to be cut after 30 s."""
+        """Answer the accepted requests; return how many connections were cut."""
         deadline = time.monotonic() + END_S
         self.is_ending = True
         for listener in self.listeners:
-            waitress.wasyncore.dispatcher.close(listener)  # and not its trigger
+            waitress.wasyncore.dispatcher.close(listener)  # without its trigger
         while pending := [
             c for c in self.connections() if c.requests or c.total_outbufs_len
         ]:
@@ -5825,10 +5842,10 @@ class Server:
                 connection.handle_close()
 
     def _make_room(self) -> None:
-        """Drop the connection that has been longest without progress, if all are used.
+        """If all connections are used, drop those longest without progress.
 
-        Not while the loop handles events: a newcomer could get the same descriptor, and
-        with it an event of the connection that was dropped.
+        Not while the loop handles events: a new client could get the same descriptor,
+        and with it an event of the dropped connection.
         """
         self.is_full = False
         excess = len(self.channels) - 2 * len(self.listeners) - self.limit
@@ -5837,8 +5854,8 @@ class Server:
         if not self.was_full:
             self.was_full = True
             log.warning(
-                "All %d connections are in use: newcomers take the place of those that "
-                "have been idle for longest.",
+                "All %d connections are in use. Each new client replaces the one that "
+                "has been idle longest.",
                 self.limit,
             )
         idle = [c for c in self.connections() if c.waits_for_client]
@@ -5849,9 +5866,9 @@ class Server:
 
 
 def raise_connection_limit() -> int:
-    """Raise the limit of descriptors; how many connections fit below it."""
+    """Raise the limit of descriptors; return how many connections fit below it."""
     try:
-        import resource  # noqa: PLC0415 -- there is none on Windows
+        import resource  # noqa: PLC0415 -- Windows has none
     except ImportError:
         return MAX_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -5866,7 +5883,7 @@ def raise_connection_limit() -> int:
 
 
 def bound_arenas() -> None:
-    """Let all threads share a few of glibc's arenas, where it is glibc."""
+    """Let all threads share a few of glibc's arenas, if this is glibc."""
     if platform.libc_ver()[0] == "glibc":
         m_arena_max = -8  # of malloc.h
         ctypes.CDLL(None).mallopt(m_arena_max, ARENAS)
@@ -5875,7 +5892,7 @@ def bound_arenas() -> None:
 def open_sockets(
     host: str, port: int, addresses: list[tuple[int, str]]
 ) -> list[socket.socket]:
-    """Listen at the addresses of a host; one that is not the first may be missing."""
+    """Listen on the addresses of a host; only the first one is required."""
     sockets: list[socket.socket] = []
     for family, address in addresses:
         same_port = sockets[0].getsockname()[1] if sockets else port
@@ -5892,9 +5909,9 @@ def open_sockets(
 
 
 def addresses_of(host: str) -> list[tuple[int, str]]:
-    """Family and address of each place that a host means.
+    """The family and address of each address of a host.
 
-    "localhost" means both loopback addresses, and * all addresses.
+    "localhost" means both loopback addresses, and * means all addresses.
     """
     name = host.removeprefix("[").removesuffix("]")
     if name == "localhost":
@@ -5909,12 +5926,12 @@ def addresses_of(host: str) -> list[tuple[int, str]]:
 
 
 def listen(family: int, address: str, port: int) -> socket.socket:
-    """A socket that listens."""
+    """A listening socket."""
     return socket.create_server((address, port), family=family, backlog=1024)
 
 
 def cannot_listen(host: str, port: int, error: Exception) -> click.ClickException:
-    """The refusal that names what to change."""
+    """The error, with the option to check."""
     if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
         return click.ClickException(
             f"Cannot listen on {host}: name not known. Check --host."
@@ -5933,7 +5950,7 @@ def are_loopback(addresses: list[tuple[int, str]]) -> bool:
 
 
 def urls_of(host: str, sockets: list[socket.socket]) -> list[str]:
-    """Where clients can connect, in a form that they can type."""
+    """The URLs that clients can type to connect."""
     if host == "localhost" and len(sockets) > 1:
         return [f"http://localhost:{sockets[0].getsockname()[1]}"]
     urls = []
@@ -5948,7 +5965,7 @@ def urls_of(host: str, sockets: list[socket.socket]) -> list[str]:
 
 
 def own_addresses(family: int) -> list[str]:
-    """The address that other machines see, where there is one, and the loopback one."""
+    """The address that other machines see, if there is one, and the loopback one."""
     is_ipv4 = family == socket.AF_INET
     documentation = "192.0.2.1" if is_ipv4 else "2001:db8::1"  # nothing is sent there
     names = ["127.0.0.1" if is_ipv4 else "::1"]
@@ -5959,14 +5976,14 @@ def own_addresses(family: int) -> list[str]:
 
 
 # === 17. Main ================================================================
-# One app, however it is served, and the command line. Everything is wired here.
+# One app for all ways of serving it, and the command line. Connects all other sections.
 
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The WSGI app: `flask --app ticketboss run`, `gunicorn "ticketboss:create_app()"`.
 
     Without `settings` it reads the TICKETBOSS_... variables, and ends the process with
-    one line when it cannot start. With them, raises Unavailable.
+    one line if it cannot start. With `settings` it raises Unavailable.
     """
     if settings is not None:
         return make_app(settings)
@@ -6014,9 +6031,9 @@ def make_app(settings: Settings) -> App:
 
 
 def open_or_read_only(store: AnyStore, settings: Settings) -> None:
-    """Open the database; where it can only be read, say so once and go on.
+    """Open the database; if it can only be read, log that once and go on.
 
-    Raises Unavailable where it cannot be read, or can never be replaced (a mount).
+    Raises Unavailable if it cannot be read, or can never be replaced (a mount).
     """
     try:
         store.open(settings.seats, may_seed=settings.standalone, prove=True)
@@ -6035,7 +6052,7 @@ def open_or_read_only(store: AnyStore, settings: Settings) -> None:
 
 
 def duration(value: object) -> float:
-    """Seconds, of 200ms, 1.5s, or plain seconds; at most an hour."""
+    """The seconds in 200ms, 1.5s or a plain number; at most an hour."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|)", str(value))
     if match is None:
         raise click.BadParameter(f"{value!r} is not a duration like 200ms or 1.5s")
@@ -6046,7 +6063,7 @@ def duration(value: object) -> float:
 
 
 def origin_of_site(value: str) -> str:
-    """An origin, exactly as a browser sends it: scheme://host, perhaps with a port."""
+    """An origin, exactly as a browser sends it: scheme://host or scheme://host:port."""
     if not re.fullmatch(ORIGIN, value):
         raise click.BadParameter(
             f"{value!r} is not an origin like http://localhost:5173"
@@ -6055,7 +6072,7 @@ def origin_of_site(value: str) -> str:
 
 
 def settings_from(context: click.Context, *, standalone: bool = False) -> Settings:
-    """The settings that the command line and the environment ask for."""
+    """The settings from the command line and the environment."""
     params = dict(context.params)
     secret = os.environb.get(b"JWT_SECRET", b"")
     check_jwt_secret(secret)
@@ -6073,13 +6090,18 @@ def settings_from(context: click.Context, *, standalone: bool = False) -> Settin
 
 
 def check_jwt_secret(secret: bytes) -> None:
-    """Refuse a secret that tokens cannot be signed with safely."""
+    """Refuse a secret that cannot sign tokens safely."""
     if 0 < len(secret) < 32:
-        raise click.ClickException("JWT_SECRET must have 32 bytes or more")
+        raise click.ClickException(
+            "JWT_SECRET must have 32 bytes or more. Set a longer one, or unset it."
+        )
     try:
         jwt.encode({}, secret or b"any" * 11, "HS256")
     except jwt.InvalidKeyError as error:
-        raise click.ClickException(f"JWT_SECRET is of another kind: {error}") from None
+        raise click.ClickException(
+            "JWT_SECRET cannot be used; set 32 random bytes as text, or unset it: "
+            f"{error}"
+        ) from None
 
 
 def check_rate_limit(option: str, value: str) -> None:
@@ -6094,7 +6116,7 @@ def check_rate_limit(option: str, value: str) -> None:
 
 
 def check_rate_storage(url: str) -> None:
-    """Refuse a storage that there is not."""
+    """Refuse a storage that cannot be used."""
     try:
         limits.storage.storage_from_string(url)
     except (ValueError, limits.errors.ConfigurationError) as error:
@@ -6118,7 +6140,7 @@ ERRNO_ADVICE: Final = {
 
 @contextmanager
 def exit_with_message(db: str) -> Iterator[None]:
-    """End the command with one line that names the file, if it is refused in here."""
+    """End the command with one line if it is refused in here; name the file and why."""
     try:
         yield
     except TicketBossError as error:
@@ -6136,9 +6158,9 @@ def exit_with_message(db: str) -> Iterator[None]:
 
 
 class Program(click.Group):
-    """The command line. Variables configure a server; what a command does, they don't.
+    """The command line. Variables configure only a server, not a command.
 
-    So no switch of a command, such as --yes, is armed by a variable.
+    So no variable can set a command's switch, such as --yes.
     """
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
@@ -6151,11 +6173,11 @@ class Program(click.Group):
 
 DEFAULTS: Final = Settings()
 UNCHECKED_THINK_S: Final = 2.0  # without a pause, one process saves in order
-COPY_TIMEOUT_S: Final = 600  # a copy may be long, and nobody else may write meanwhile
+COPY_TIMEOUT_S: Final = 600  # a copy may take long, and it keeps other writers away
 
 
 class PortOption(click.Option):
-    """--port, whose variable Kubernetes uses for a Service called ticketboss."""
+    """--port; Kubernetes sets its variable for a Service called ticketboss."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """The value of the variable, unless it is the address of a Service."""
@@ -6163,8 +6185,8 @@ class PortOption(click.Option):
         if value is None or not re.fullmatch("(tcp|udp|sctp)://.+", value):
             return value
         click.echo(
-            f"TICKETBOSS_PORT={value} is ignored: it is the address of a Service of "
-            "Kubernetes, not a port.",
+            f"TICKETBOSS_PORT={value} is ignored: it is the address of a Kubernetes "
+            "Service, not a port. Use PORT or --port.",
             err=True,
         )
         return os.environ.get("PORT")
@@ -6176,7 +6198,7 @@ class PortOption(click.Option):
     context_settings={"show_default": True, "auto_envvar_prefix": "TICKETBOSS"},
 )
 @click.option(
-    "--host", default=DEFAULTS.host, help="Address to listen on; * for all of them."
+    "--host", default=DEFAULTS.host, help="Address to listen on; * for all addresses."
 )
 @click.option(
     "--port",
@@ -6201,6 +6223,7 @@ class PortOption(click.Option):
     "--think",
     default=DEFAULTS.think_s,
     type=duration,
+    show_default="no pause",
     help="Pause between reading and saving, for demonstrations, such as 200ms.",
 )
 @click.option("--require-login", is_flag=True, help="Every change needs a token.")
@@ -6212,43 +6235,51 @@ class PortOption(click.Option):
 @click.option(
     "--rate-limit",
     default=DEFAULTS.rate_limit,
-    help='Limit for each client, such as "100 per 15 minutes".',
+    show_default="no limit",
+    help='Requests allowed for each client, such as "100 per 15 minutes".',
 )
 @click.option(
     "--rate-storage",
     default=DEFAULTS.rate_storage,
-    help="Shared storage for the rate limit counters.",
+    help="Storage for the counters of the limits; several processes can share one.",
 )
 @click.option(
     "--login-limit",
     default=DEFAULTS.login_limit,
-    help="Limit for failed logins to an account from an address; ten times that for "
-    "an address.",
+    help="Failed logins allowed for each account from one address. For all accounts "
+    "together, one address may fail ten times as often.",
 )
 @click.option(
     "--trust-proxy",
     is_flag=True,
     help="Trust X-Forwarded-* headers. Only behind a proxy that sets them.",
 )
-@click.option("--trusted-host", multiple=True, help="Another host name to accept.")
+@click.option(
+    "--trusted-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another host name to accept. May be repeated.",
+)
 @click.option(
     "--allow-origin",
     multiple=True,
     type=origin_of_site,
-    help="Another site whose pages may use this server, such as http://localhost:5173.",
+    metavar="URL",
+    help="Another site whose pages may use this server, such as "
+    "http://localhost:5173. May be repeated.",
 )
 @click.option("--quiet", is_flag=True, help="Do not log requests.")
 @click.option(
     "--unchecked",
     is_flag=True,
-    allow_from_autoenv=False,  # nobody shall lose sales because of a variable
+    allow_from_autoenv=False,  # a forgotten variable must not lose sales
     help="For a class: save without comparing, in a throwaway folder. It loses sales.",
 )
 @click.pass_context
 def main(context: click.Context, /, db: str, *, unchecked: bool, **_: object) -> None:
     """Sell the seats of events over HTTP, and never sell a seat twice."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # escape what it cannot show
+        if isinstance(stream, io.TextIOWrapper):  # escape characters it cannot show
             stream.reconfigure(errors="backslashreplace")
     if sys.platform == "win32" and context.invoked_subcommand is None:
         raise click.ClickException(
@@ -6267,9 +6298,9 @@ def main(context: click.Context, /, db: str, *, unchecked: bool, **_: object) ->
 
 
 def check_unchecked(context: click.Context) -> None:
-    """Refuse to lose the sales of a database that somebody named."""
+    """Refuse --unchecked for a named database, whose sales it would lose."""
     if context.invoked_subcommand is not None:
-        raise click.UsageError("--unchecked is for the server alone.")
+        raise click.UsageError("--unchecked is for the server, not for a command.")
     if context.get_parameter_source("db") != click.core.ParameterSource.DEFAULT:
         raise click.UsageError(
             "--unchecked loses sales, so it takes no --db (or TICKETBOSS_DB): it uses "
@@ -6283,7 +6314,7 @@ def check_unchecked(context: click.Context) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGHUP or Ctrl-C; then finish what is under way."""
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; then finish the accepted requests."""
     addresses = addresses_of(settings.host)
     app = make_app(replace(settings, loopback=are_loopback(addresses)))
     sockets = open_sockets(settings.host, settings.port, addresses)
@@ -6295,30 +6326,31 @@ def serve(settings: Settings) -> None:
             "of memory (ulimit -u, ulimit -v)."
         ) from None
     signals = heard_signals()
-    with suppress(OSError):  # of a terminal that is closed, or of a full disk
+    with suppress(OSError):  # the terminal may be closed, or a disk full
         print_banner(app, urls_of(settings.host, sockets))
     while not signals:
         server.turn()
     cut = server.finish()
-    with suppress(OSError):
+    with suppress(OSError):  # the terminal may be closed
         click.echo(f"Stopped after {next(app.served)} requests.")
         if cut:
+            connections = "connection" if cut == 1 else "connections"
             click.echo(
-                f"Connections that were cut, since their answers were not made or not "
-                f"read within {END_S} s: {cut}."
+                f"Cut {cut} {connections} whose answers were not finished within "
+                f"{END_S} s."
             )
 
 
 def heard_signals() -> list[int]:
-    """The signals to stop that have come; a second one ends the process at once."""
+    """The list of stop signals received; a second one ends the process at once."""
     signals: list[int] = []
     heard = [signal.SIGTERM, signal.SIGINT]
-    hangup = getattr(signal, "SIGHUP", None)  # there is none on Windows
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        heard.append(hangup)  # nohup has us ignore it
+        heard.append(hangup)  # under nohup it is ignored
 
     def stop(number: int, _: object) -> None:
-        # Not by an exception: one that is raised in a __del__ is dropped.
+        # Not an exception: Python drops one that is raised in a __del__.
         signals.append(number)
         for one in heard:
             signal.signal(one, signal.SIG_DFL)
@@ -6331,17 +6363,18 @@ def heard_signals() -> list[int]:
 
 
 def print_banner(app: App, urls: list[str]) -> None:
-    """Say what is served, where, and what to try first."""
+    """Print the event, the URLs and two commands to try."""
     accounts = app.box_office.database().accounts
-    if first_is_admin(app.settings) and not accounts.members:
-        click.echo("The first account registered from this machine will be an admin.")
     event = app.box_office.database().document(None).event
     if app.settings.unchecked:
         warning = (
-            "NO CHECK: whoever saves last wins, and sales get lost. It pauses "
-            f"{app.settings.think_s:g} s before it saves, and keeps nothing in the end."
+            "NO CHECK: the last save wins, and sales get lost. The server pauses "
+            f"{app.settings.think_s:g} s before each save. It keeps nothing when it "
+            "stops."
         )
         click.secho(warning, fg="red", bold=True)
+    elif first_is_admin(app.settings) and not accounts.members:
+        click.echo("The first account registered from this machine will be an admin.")
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
         f"stored in {app.store.path}\n"
@@ -6353,10 +6386,10 @@ def print_banner(app: App, urls: list[str]) -> None:
         click.echo(f"Write on the board:  {urls[0]}/?name=anna\n")
 
 
-def command_option(name: str) -> Callable[[Any], Any]:
+def command_option(name: str, help_text: str = "") -> Callable[[Any], Any]:
     """An option of the group that is also accepted after a command's name."""
     of_group = next(option for option in main.params if option.name == name)
-    help_text = cast("click.Option", of_group).help
+    help_text = help_text or str(cast("click.Option", of_group).help)
     return click.option(
         f"--{name}",
         type=of_group.type,
@@ -6370,10 +6403,15 @@ def command_option(name: str) -> Callable[[Any], Any]:
 @main.command()
 @command_option("db")
 @click.option(
-    "--repair", is_flag=True, help="Serve who waits beside seats that are free."
+    "--repair",
+    is_flag=True,
+    help="Give free seats to the waiting orders that could have had them.",
 )
 def audit(db: str, *, repair: bool) -> None:
-    """Prove that the database adds up: sums, versions, statuses, waiting lists."""
+    """Check that the database adds up.
+
+    It checks sums, versions, statuses and waiting lists.
+    """
     with exit_with_message(db):
         store = open_store(db)
         database = store.load().database
@@ -6387,7 +6425,7 @@ def audit(db: str, *, repair: bool) -> None:
 
 
 def print_audit(database: Database) -> int:
-    """Print a line for each event, and its faults; 1 if there are any, else 0."""
+    """Print a line for each event, and its faults; return 1 for faults, else 0."""
     problem_count = 0
     for document in database.events():
         event = document.event
@@ -6406,12 +6444,12 @@ def print_audit(database: Database) -> int:
     for problem in shared_booking_numbers(database):
         click.echo(f"FAULT: {problem}")
         problem_count += 1
-    click.echo(f"{problem_count} faults." if problem_count else "All of it adds up.")
+    click.echo(f"{problem_count} faults." if problem_count else "Everything adds up.")
     return 1 if problem_count else 0
 
 
 def audit_problems(document: Document) -> Iterator[str]:
-    """Yield a sentence for each thing that no history of sales leads to."""
+    """Yield a sentence for each thing that no history of sales can produce."""
     versions: Counter[int | None] = Counter()
     active: dict[object, list[str]] = {}  # the ids of the tickets of each user
     for reservation in document.reservations.values():
@@ -6436,28 +6474,28 @@ def audit_problems(document: Document) -> Iterator[str]:
             )
     if document.is_head_held_up():
         yield (
-            f"seats are free that the head of the waiting list, {document.waiting[0]}, "
-            "could have; `audit --repair` gives them out"
+            f"{document.waiting[0]}, the head of the waiting list, could have the free "
+            "seats; run `audit --repair` to hand them out"
         )
 
 
 def cancel_problems(reservation: Reservation) -> Iterator[str]:
-    """Yield a sentence where a cancel is incomplete, or too much, or too early."""
+    """Yield a sentence for each wrong fact about a cancel."""
     name, version = reservation.reservation_id, reservation.event_version_at_cancel
     if reservation.status != "cancelled":
         if reservation.cancelled_at is not None or version is not None:
-            yield f"{name} is {reservation.status}, yet it says when it was cancelled"
+            yield f"{name} is {reservation.status}, but has the time of a cancel"
         return
     if reservation.cancelled_at is None:
-        yield f"{name} is cancelled, and does not say when"
+        yield f"{name} is cancelled, but has no time of the cancel"
     if version is None:
-        yield f"{name} is cancelled, and does not say at which version"
+        yield f"{name} is cancelled, but has no version of the cancel"
     elif version <= (reservation.event_version_at_reservation or 0):
         yield f"{name} was cancelled before it was made"
 
 
 def shared_booking_numbers(database: Database) -> Iterator[str]:
-    """Yield a sentence for each number that several bookings of any events have."""
+    """Yield a sentence for each number that several bookings share, in any events."""
     ids: dict[int, list[str]] = {}
     for document in database.events():
         for reservation in document.reservations.values():
@@ -6465,12 +6503,12 @@ def shared_booking_numbers(database: Database) -> Iterator[str]:
                 of_number = ids.setdefault(reservation.origin.booking, [])
                 of_number.append(reservation.reservation_id)
     for of_number in ids.values():
-        if len(of_number) > 1:  # a number is a secret, so it is not shown
+        if len(of_number) > 1:  # the number is a secret, so it is not shown
             yield f"several bookings have the same number: {', '.join(of_number)}"
 
 
 def served_by_repair(before: Database, after: Database) -> Iterator[str]:
-    """Yield a line for each reservation that was waiting before, and has seats now."""
+    """Yield a line for each reservation that waited before and has seats now."""
     for key, document in before.documents.items():
         now = after.documents[key].reservations
         for reservation_id in document.waiting:
@@ -6480,12 +6518,12 @@ def served_by_repair(before: Database, after: Database) -> Iterator[str]:
 
 @main.command()
 @command_option("db")
-@command_option("seats")
+@command_option("seats", "Seats of the fresh event.")
 @click.confirmation_option(
     prompt="Set everything aside and seed a fresh event?", allow_from_autoenv=False
 )
 def reset(db: str, seats: int) -> None:
-    """Seed a fresh event; the old file is kept beside the new one."""
+    """Seed a fresh event. The old content is kept in a file."""
     with exit_with_message(db):
         store = open_store(db)
         kept = f"{store.path}.{timestamp().replace(':', '-')}.old"
@@ -6501,18 +6539,21 @@ def reset(db: str, seats: int) -> None:
 def copy(source: str, target: str) -> None:
     """Copy everything between a db.json and a database, either way.
 
-    FROM stays as it is. TO must be new: nothing is ever written over.
+    FROM stays as it is. TO must be new, because copy never overwrites anything.
     """
     with exit_with_message(source):
         store = open_store(source, COPY_TIMEOUT_S)
-        store.load()  # where there is nothing, no lock file is left behind
+        store.load()  # if there is nothing, fail before a lock file is made
         store.open(DEFAULTS.seats, may_seed=False)
         with store.lock():
             database = store.load().database
             with exit_with_message(target):
                 copied = open_store(target, COPY_TIMEOUT_S)
                 if not copied.create(database):
-                    raise AlreadyExists("It exists already. Nothing was written.")
+                    raise AlreadyExists(
+                        "It already exists, so nothing was written. Name a new file "
+                        "or an empty database."
+                    )
                 arrived = copied.load().database
     records = sum(len(d.reservations) for d in database.documents.values())
     click.echo(
@@ -6520,10 +6561,14 @@ def copy(source: str, target: str) -> None:
         f"{len(database.accounts.members)} accounts from {store.path} to {copied.path}."
     )
     click.echo(
-        f"{store.path} is unchanged. Stop the servers that use it: both can sell now."
+        f"{store.path} is unchanged. Stop the servers that use it, because both can "
+        "sell now."
     )
     if arrived != database:
-        raise click.ClickException("The copy differs: somebody has changed it already")
+        raise click.ClickException(
+            "The copy differs from the original, because another program has already "
+            "changed it. Stop that program, then copy again to a new place."
+        )
     sys.exit(print_audit(arrived))
 
 
@@ -6532,7 +6577,7 @@ def copy(source: str, target: str) -> None:
 @command_option("db")
 @command_option("seats")
 def admin(address: str, db: str, seats: int) -> None:
-    """Make EMAIL an admin; asks first if it has an account already."""
+    """Make EMAIL an admin. If it already has an account, you are asked first."""
     if not is_email(address):
         raise click.UsageError("EMAIL must be an e-mail address")
     with exit_with_message(db):
@@ -6553,12 +6598,12 @@ def admin(address: str, db: str, seats: int) -> None:
 
 
 def confirm_promotion(account: Account) -> None:
-    """Show whose account it is, and end the command unless that is right.
+    """Show the account, and end the command unless the user confirms it.
 
-    Anyone may have registered with this e-mail; nobody has proved that it is theirs.
+    Anyone may have registered with this e-mail, because it was never verified.
     """
     click.echo(
-        f"{account.email} has an account: {account.username}, "
+        f"{account.email} already has an account: {account.username}, "
         f"since {account.created_at or 'an unknown time'}."
     )
     click.confirm("Make this account an admin?", abort=True)
@@ -6566,7 +6611,7 @@ def confirm_promotion(account: Account) -> None:
 
 def prompt_for_new_password() -> str:
     """The hash of a new password from the terminal; empty if the old one stays."""
-    text = "New password, or nothing to keep the old one"
+    text = "New password (leave it empty to keep the old one)"
     password = click.prompt(text, default="", hide_input=True, show_default=False)
     if not password:
         return ""
@@ -6596,18 +6641,43 @@ def prompt_for_password() -> str:
 
 
 @main.command()
-@click.option("--clients", default=16, type=click.IntRange(1, 64))
-@click.option("--seats", default=100, type=click.IntRange(1, 10**4))
-@click.option("--requests", default=200, type=click.IntRange(1, 10**5))
-@click.option("--think", type=duration, help="Pause between read and write, as 5ms.")
+@click.option(
+    "--clients", default=16, type=click.IntRange(1, 64), help="Number of buyers."
+)
+@click.option(
+    "--seats",
+    default=100,
+    type=click.IntRange(1, 10**4),
+    help="Number of seats, spread over the events.",
+)
+@click.option(
+    "--requests",
+    default=200,
+    type=click.IntRange(1, 10**5),
+    help="Number of orders, spread over the buyers.",
+)
+@click.option(
+    "--think",
+    type=duration,
+    help="Pause between reading and saving, such as 5ms. Without --think and "
+    "--events, three cases are raced.",
+)
 @click.option(
     "--events",
     type=click.IntRange(1, 64),
-    help="Number of events to spread the buyers over.",
+    help="Number of events to spread the orders over.",
 )
-@click.option("--strategy", "only", multiple=True, type=click.Choice([*STRATEGIES]))
+@click.option(
+    "--strategy",
+    "only",
+    multiple=True,
+    type=click.Choice([*STRATEGIES]),
+    help="Race only this strategy. May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-@click.option("--predict", is_flag=True, help="Let the class guess first.")
+@click.option(
+    "--predict", is_flag=True, help="Ask for a guess first, and compare it at the end."
+)
 def race(
     *,
     think: float | None,
@@ -6617,14 +6687,17 @@ def race(
     predict: bool,
     **numbers: int,
 ) -> None:
-    """Race buyers without a check, with a lock, and optimistic, on a throwaway file."""
+    """Race buyers for the seats of a throwaway file.
+
+    They race without a check, with a lock, and optimistic.
+    """
     say_what_is_raced()
     sizes = RaceSizes(**numbers)
     rounds: Rounds = {case: [] for case in race_cases(think, events, only)}
     if sizes.seats < max((case.events for case in rounds), default=1):
         raise click.UsageError(
-            "--seats must be enough for a seat in each event. There are 8 events in "
-            "one of the races; --events 1 leaves it out."
+            "--seats must give each event at least one seat. One of the races has 8 "
+            "events; --events 1 leaves it out."
         )
     guesses = ask_for_guesses() if predict else None
     announce_race(sizes, rounds)
@@ -6665,21 +6738,23 @@ def race_cases(
 
 
 def say_what_is_raced() -> None:
-    """Say so where somebody could think that it is their database."""
+    """If a database was named, say that the race does not use it."""
     db = click.get_current_context().find_root().params["db"]
     if "://" in db:
-        click.echo(f"A throwaway file is used; {shown_location(db)} is not.", err=True)
+        click.echo(
+            f"The race uses a throwaway file, not {shown_location(db)}.", err=True
+        )
 
 
 def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
-    """Say how long it will take."""
+    """Say about how long the race will take."""
     seconds = estimated_s(sizes, cases)
     duration_text = f"{seconds:.0f} seconds"
     if seconds > 120:
         duration_text = f"{seconds / 60:.0f} minutes"
     click.echo(
         f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C shows "
-        "what there is.",
+        "the results so far.",
         err=True,
     )
 
@@ -6701,12 +6776,12 @@ def print_race(sizes: RaceSizes, rounds: Rounds, *, as_json: bool) -> None:
         f"thinking {results[0].think_ms} ms. Medians of {ROUNDS} rounds."
     )
     lines = [head, *table(results), "", *example, *conclusions(rounds)]
-    may_colour = False if "NO_COLOR" in os.environ else None  # None: if a terminal
+    may_colour = False if "NO_COLOR" in os.environ else None  # None: in a terminal
     click.echo("\n".join(lines), color=may_colour)
 
 
 def ask_for_guesses() -> tuple[str, str]:
-    """What the class expects to lose sales, and what to be fastest."""
+    """The class's guesses: which strategy loses sales, and which is fastest."""
     for strategy, explanation in STRATEGIES.items():
         click.echo(f"  {strategy:11} {explanation}", err=True)
     choice = click.Choice([*STRATEGIES])
@@ -6716,7 +6791,7 @@ def ask_for_guesses() -> tuple[str, str]:
 
 
 def verdict(guesses: tuple[str, str], rounds: Rounds) -> str:
-    """The guesses beside what came out; the first cases decide which is fastest."""
+    """The guesses beside the results; the first cases decide which is fastest."""
     loses, wins = guesses
     losers = [case.strategy for case in rounds if shown_result(rounds[case]).lost]
     first = "right" if loses in losers else f"it was {', '.join(losers) or 'nothing'}"

@@ -259,6 +259,7 @@ def test_thirty_at_once_are_all_confirmed_and_nearly_all_lost(unchecked):
 def test_it_says_that_it_does_not_check_and_leaves_nothing(unchecked, db):
     place = Path(re.search(r"stored in (\S+)", unchecked.banner)[1])
     assert "NO CHECK: " in unchecked.banner
+    assert "first account" not in unchecked.banner
     assert place.exists()
     assert unchecked.stop()[0] == 0
     assert not place.parent.exists()

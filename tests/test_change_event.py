@@ -103,7 +103,7 @@ def test_what_changes_nothing_counts_no_version(client, db):
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        ({}, "name, totalSeats, price, date, sales: for one or more"),
+        ({}, "Send one or more of name, totalSeats, price, date, sales."),
         ({"seats": 5}, "seats"),
         ({"name": "X", "version": 7}, "version"),
         ({"availableSeats": 5}, "availableSeats"),

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import click
 import pytest
 from click.core import ParameterSource
 from click.testing import CliRunner
@@ -275,6 +276,20 @@ def test_no_free_block_for_the_first_file_is_one_line_and_leaves_nothing(
 
 
 # --- Options -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", *ticketboss.main.commands])
+def test_every_option_has_a_help_text(name):
+    command = ticketboss.main.commands[name] if name else ticketboss.main
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+@pytest.mark.parametrize("option", ["--think", "--rate-limit"])
+def test_the_help_names_the_default_of_an_option_that_is_off(option):
+    text = " ".join(CliRunner().invoke(ticketboss.main, ["--help"]).output.split())
+    shown = re.search(rf"{option} [A-Z]+ .*?\[default: (.*?)\]", text)[1]
+    assert shown in {"(no pause)", "(no limit)"}
 
 
 def test_seats_are_for_the_first_start_alone(serve):
@@ -828,7 +843,7 @@ def test_an_admin_whose_address_is_a_name_already_is_told_so_and_no_more(db, sav
     db.write_text(json.dumps(file))
     ended = CliRunner().invoke(ticketboss.main, admin, input=typed)
     assert ended.exit_code == 1
-    said = f"Error: {db}: This e-mail or username is registered already\n"
+    said = f"Error: {db}: This e-mail or username is already registered\n"
     assert ended.stderr == said
     assert saved() == file
 

@@ -134,7 +134,7 @@ def test_a_file_in_another_layout_is_read_and_then_written_in_ours(tmp_path):
         assert sum(line.startswith('    "') for line in lines) == 5 + 2
 
 
-def test_only_records_that_changed_are_encoded(tmp_path, monkeypatch):
+def test_only_records_that_changed_are_encoded_or_decoded(tmp_path, monkeypatch):
     store = Store(str(tmp_path / "db.json"))
     store.open(500)
     seen = store.load()
@@ -162,5 +162,13 @@ def test_only_records_that_changed_are_encoded(tmp_path, monkeypatch):
     changed = seen.database.document(None).reserve(order("by another"))
     assert other.swap(seen, seen.database.with_document(changed))
     encoded.clear()
+    decoded = []
+    decode_reservation = ticketboss._decode_reservation
+
+    def decoded_and_noted(key, text):
+        decoded.append(key)
+        return decode_reservation(key, text)
+
+    monkeypatch.setattr(ticketboss, "_decode_reservation", decoded_and_noted)
     store.load()
-    assert encoded == ["by another"]  # as it is written, to see whether it is ours
+    assert (encoded, decoded) == ([], ["by another"])

@@ -141,7 +141,7 @@ def one_died(results, kind):
     doubtful = [result for name, result in results.items() if name not in died]
     assert [type(result) for result in doubtful] == [InDoubt] * len(doubtful)
     assert len({id(result) for result in doubtful}) == len(doubtful)
-    assert all("ook before" in str(result) for result in doubtful)
+    assert all("Read the event before" in str(result) for result in doubtful)
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, Died])
@@ -243,4 +243,4 @@ def test_in_doubt_is_500_and_says_to_look_first(make_app, db, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_folder)
     answer = client.post("/reservations", json={"partnerId": "a", "seats": 1})
     assert answer.status_code == 500
-    assert "ook before" in answer.json["error"]
+    assert "Read the event before" in answer.json["error"]

@@ -493,7 +493,7 @@ def test_thirty_without_a_check_are_struck_through_as_many_as_are_gone(serve, vi
     assert len(struck) == gone
     assert {row["said"] for row in struck} == {"201: but gone"}
     assert all("cross" in row["marks"].values() for row in struck)
-    assert page.text("#state") == "No check: who saves last wins. None of it is kept."
+    assert page.text("#state") == "No check: the last save wins. Nothing is kept."
     assert page.run("document.querySelector('#who').hidden")
     page.click("A", "1 Read")
     assert page.click("A", "2 Save") == "✓ 201 confirmed"  # no condition and no key

@@ -176,7 +176,8 @@ def test_it_shows_three_cases_and_its_progress(plain):
     ]
     plan, *progress = plain.err.splitlines()
     assert re.fullmatch(
-        r"7 races of 3 rounds: about \d+ seconds\. Ctrl-C shows what there is\.", plan
+        r"7 races of 3 rounds: about \d+ seconds\. Ctrl-C shows the results so far\.",
+        plan,
     )
     assert progress == [
         "... 1 event, 5 ms: .........",
@@ -544,7 +545,7 @@ def test_the_sale_it_says_is_gone_is_gone(collision):
     ]
     assert all(step[side] != " " for step in steps if step.startswith(" "))
     assert gone == (
-        f"Two are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
+        f"Two sales are confirmed, one is in the file: buyer {lost.buyer}'s is lost."
     )
     assert check == (
         "A check adds one step before the last: still version 0? No, 1: read again."
@@ -572,7 +573,7 @@ def test_a_race_that_lost_nothing_says_so():
     assert (row.told, row.kept, row.lost) == (5, 5, 0)
     assert "seats left" not in ended.stdout
     assert ended.stdout.endswith(
-        "No check: nothing is lost, because no two happened to collide.\n"
+        "No check: nothing is lost, because no two orders collided.\n"
     )
 
 

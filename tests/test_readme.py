@@ -237,7 +237,7 @@ def test_the_commands_of_beyond_one_machine_do_what_readme_says(terminals, own):
     terminals.run(order)
     terminals.stop(DEFAULT_PORT)
     for copy in copies:
-        assert terminals.run(copy).endswith("All of it adds up.")
+        assert terminals.run(copy).endswith("Everything adds up.")
     kept, back = terminals.folder / "db.json", terminals.folder / "back.json"
     assert back.read_bytes() == kept.read_bytes()
     terminals.serve(serve)

@@ -275,7 +275,7 @@ def test_only_a_database_that_stays_away_leaves_a_commit_in_doubt(
     seen = store.load()
     cut = Cut(store, monkeypatch)
     cut.when, cut.then = when, own.kill
-    with pytest.raises(t.InDoubt, match="Look before a retry"):
+    with pytest.raises(t.InDoubt, match="did not answer the commit"):
         store.swap(seen, wanting(seen, "ann"))
     own.start()
     assert ("ann" in sold(store)) == (when == "after")
@@ -652,7 +652,7 @@ def test_the_race_says_that_it_leaves_the_database_alone(tmp_path):
         "--requests", "4", "--think", "1ms", "--json",
     )  # fmt: skip
     assert status == 0
-    assert "A throwaway file is used; postgresql://u@host/x is not." in said
+    assert "The race uses a throwaway file, not postgresql://u@host/x." in said
 
 
 def test_reset_keeps_what_was_there_in_a_file(database, store, tmp_path, monkeypatch):
@@ -690,8 +690,8 @@ def test_a_copy_there_and_back_is_what_was_copied(database, tmp_path):
     status, said = run("copy", str(here), database.url)
     assert status == 0, said
     assert "Copied 2 events, 7 reservations and 1 accounts" in said
-    assert f"{here} is unchanged. Stop the servers that use it" in said
-    assert said.endswith("All of it adds up.\n")
+    assert f"{here} is unchanged. Stop the servers that use it, because" in said
+    assert said.endswith("Everything adds up.\n")
     assert here.read_bytes() == before
     status, said = run("copy", database.url, str(back))
     assert status == 0, said
@@ -708,7 +708,7 @@ def test_a_copy_is_never_written_over_anything(database, store, tmp_path):
     for pair in (str(here), database.url), (database.url, str(here)):
         status, said = run("copy", *pair)
         assert status == 1
-        assert "It exists already. Nothing was written." in said
+        assert "It already exists, so nothing was written." in said
     assert (here.read_bytes(), store.load().database) == before
 
 
