@@ -2932,21 +2932,24 @@ def whole_or_float(text: str) -> float:
 
 
 JSON_DECODER: Final = msgspec.json.Decoder(float_hook=whole_or_float)
+INCOMPLETE: Final = "The request body is incomplete or badly chunked."
 
 
 def json_body(example: str = "{}") -> Body:
     """The request's JSON object, whatever its Content-Type is; 400 if it has none."""
     try:
-        raw = request.get_data() or b"{}"
+        raw = request.get_data()
         if len(raw) == MAX_BODY and request.content_length is None:
             raw += request.environ["wsgi.input"].read(1)  # chunked, so more may come
     except HTTPException:
         raise
     except Exception:  # noqa: BLE001 -- each server has its own for broken chunks
-        abort(400, "The request body is incomplete or badly chunked.")
+        abort(400, INCOMPLETE)
+    if len(raw) < (request.content_length or 0):  # gunicorn gives what has come
+        abort(400, INCOMPLETE)
     if len(raw) > MAX_BODY:
         abort(413)
-    raw = raw.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET send one
+    raw = (raw or b"{}").removeprefix(codecs.BOM_UTF8)  # PowerShell, .NET send one
     try:
         body = JSON_DECODER.decode(raw)
         UNAMBIGUOUS.decode(raw.decode())
