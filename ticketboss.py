@@ -176,7 +176,7 @@ class Event(Value, frozen=True):
     date: str | None = None
     created_by: int | None = None
     created_at: str | None = None
-    key_uses: tuple[KeyUse, ...] = ()  # the changes that opened and changed it
+    key_uses: tuple[KeyUse, ...] = ()  # the changes that opened, changed, removed it
     sales: Sales = "open"
     deleted: bool = False  # kept, so that a new event continues to count versions
 
@@ -433,13 +433,15 @@ class Document(Struct, frozen=True):
         """Open an event. Raises AlreadyExists.
 
         A new event under a deleted event's id continues its versions, so that no
-        version ever names two states.
+        version ever names two states. It also recognises repeats of its changes.
         """
         if existing is None:
             return Document.of(replace(event, version=0), {})
-        if not existing.event.deleted:
+        old = existing.event
+        if not old.deleted:
             raise AlreadyExists(f"Event {event.event_id} already exists")
-        return Document.of(replace(event, version=existing.event.version + 1), {})
+        event = replace(event, version=old.version + 1, key_uses=old.key_uses)
+        return Document.of(event, {})
 
     def close(self) -> Document:
         """Mark the event deleted and drop its bookings."""
@@ -646,7 +648,7 @@ class Document(Struct, frozen=True):
         return find_key_use(held.origin.key_uses, key, request) if held else None
 
     def remember_change(self, key: str | None, request: str) -> Document:
-        """This document with a record of its opening or change, to recognise a repeat.
+        """This document with a record of the change just made, to recognise a repeat.
 
         Returns the same object without a key.
         """
@@ -1171,6 +1173,8 @@ class Store:
 
     def create(self, database: Database) -> bool:
         """Make the file if there is none; return whether there was none."""
+        if os.path.lexists(self.path):  # it may be the one that we copy, and locked
+            return False
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False
@@ -1182,6 +1186,8 @@ class Store:
         """Seed again, and keep the old file as `kept`; "" if there was none."""
         with self.lock(is_start=True) as folder_fd:
             existed = os.path.lexists(self.path)
+            if existed and not os.path.isfile(self.path):  # such as /dev/null
+                raise Unavailable("db.json is not a regular file", self.path)
             with self._temp_file(_fresh_text(seats)) as temp_path:
                 if existed:
                     self._keep(kept)
@@ -1308,7 +1314,8 @@ class Store:
         # never replaced or deleted (waiters would lock different inodes), thread-local
         # by default (a shared one admits every thread).
         if not os.path.lexists(self._lock_path):
-            with suppress(FileExistsError):
+            folder = self._writing("The folder cannot be used", self._folder)
+            with folder, suppress(FileExistsError):
                 os.close(self._create(self._lock_path, is_private=self._is_private()))
         if os.lstat(self._lock_path).st_nlink > 1:
             raise OSError(errno.EMLINK, "It has another name, so it may not be ours")
@@ -1807,21 +1814,16 @@ class Transactions:
 # permissions or HTTP.
 
 CREATE_TABLE: Final = """
-    CREATE TABLE IF NOT EXISTS ticketboss (
+    CREATE TABLE ticketboss (
         event text, id text,   -- as in Change; the root row is ('', 'root')
         swap bigint NOT NULL,  -- the number of the swap that wrote this row last
         born bigint NOT NULL,  -- the order in which rows are listed
         body text NOT NULL,    -- JSON; in the root row a random mark of each last swap
         PRIMARY KEY (event, id));
-    CREATE INDEX IF NOT EXISTS ticketboss_swap ON ticketboss (swap)"""
-ADD_ROOT: Final = """
-    INSERT INTO ticketboss (event, id, swap, born, body)
-    SELECT '', 'root', 0, 0, '' WHERE NOT EXISTS (SELECT 1 FROM ticketboss)
-    ON CONFLICT DO NOTHING RETURNING id"""
+    CREATE INDEX ticketboss_swap ON ticketboss (swap)"""
 LOCK_ROOT: Final = """
     SET LOCAL lock_timeout = {0}; SET LOCAL idle_in_transaction_session_timeout = {0};
-    SELECT swap, body FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
-TOUCH_ROOT: Final = "UPDATE ticketboss SET swap = swap WHERE event = '' AND id = 'root'"
+    SELECT 1 FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
 READ_ROWS: Final = """
     SELECT event, id, swap, body FROM ticketboss
     WHERE swap >= %(known)s AND (swap > %(known)s OR id = 'root') ORDER BY born"""
@@ -1868,30 +1870,27 @@ class SQLStore(AnyStore):
         self._timeout_s = timeout_s
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
-        self._arrivals = itertools.count(1)
-        self._answered = 0  # `_known` answers all arrivals before this one
         self._known = Reading()
+        self._known_at = 0.0  # `_known` answers those who asked before
 
-    def open(self, seats: int, *, may_seed: bool = True, **_: bool) -> None:
-        """Seed if there is no table, or (only if `may_seed`) an empty one."""
+    def open(self, seats: int, **_: bool) -> None:
+        """Seed if there is no table; a table that lost its rows is not seeded again."""
         with suppress(Contended):  # then another server is doing it
-            self.create(seed(seats), may_exist=may_seed)
+            self.create(seed(seats))
         self.load()
 
-    def create(self, database: Database, *, may_exist: bool = True) -> bool:
-        """Fill the table if it is missing or empty; return whether it was."""
+    def create(self, database: Database) -> bool:
+        """Make and fill the table if there is none; return whether there was none."""
         with self._connection("writer") as db:
             [table] = db.execute("SELECT to_regclass('ticketboss')").fetchone()
-            if table is None:
-                db.execute(CREATE_TABLE)
-            elif not may_exist:
+            if table is not None:
                 return False
-            is_empty = db.execute(ADD_ROOT).fetchone() is not None
-            return is_empty and self._commit(db, Reading(), database)
+            db.execute(CREATE_TABLE)
+            return self._commit(db, Reading(), database)
 
     def reset(self, seats: int, kept: str) -> str:
         """Seed again; the old content goes to a new db.json in the current folder."""
-        with self.lock() as (db, _):
+        with self.lock() as db:
             now = _read_rows(db, Reading())
             aside = Store(os.path.basename(kept))
             if not (aside.create(now.database) and self._commit(db, now, seed(seats))):
@@ -1900,31 +1899,29 @@ class SQLStore(AnyStore):
 
     def load(self) -> Reading:
         """Read the present rows; threads that wait share the next answer."""
-        arrival = next(self._arrivals)
+        arrived_at = time.monotonic()
         with self._connection("reader") as db:
-            if self._answered < arrival:
-                asked = next(self._arrivals)
+            if self._known_at <= arrived_at:
+                asked_at = time.monotonic()
                 self._known = _read_rows(db, self._known)
-                self._answered = asked
+                self._known_at = asked_at
             return self._known
 
     def swap(self, seen: Reading, wanted: Database) -> bool:
         """Replace `seen` by `wanted`, as Store.swap does."""
         if wanted is seen.database:
             return True
-        with self.lock() as (db, root):
-            now = seen if root == (seen.swap, seen.marks) else _read_rows(db, seen)
+        with self.lock() as db:
+            now = _read_rows(db, seen)
             merged = merge(seen.database, wanted, now.database)
             return merged is not None and self._commit(db, now, merged)
 
     @contextmanager
-    def lock(self) -> Iterator[tuple[Any, Any]]:
+    def lock(self) -> Iterator[Any]:
         """Keep other writers away until the next swap; first come, first served."""
         with self._connection("writer") as db:
-            root = db.execute(LOCK_ROOT.format(int(self._timeout_s * 1000)))
-            while root.nextset():
-                pass  # to the answer of the last statement
-            yield db, root.fetchone()
+            db.execute(LOCK_ROOT.format(int(self._timeout_s * 1000)))
+            yield db
 
     def _commit(self, db: Any, now: Reading, wanted: Database) -> bool:
         """Write the differences, and commit. False: certainly not done, read again."""
@@ -1943,15 +1940,13 @@ class SQLStore(AnyStore):
         deadline = time.monotonic() + 5 * self._timeout_s
         while time.monotonic() < deadline:
             time.sleep(0.05)
-            with suppress(TicketBossError), self.lock() as (db, root):
+            with suppress(TicketBossError), self.lock() as db:
                 # Write, because a commit that was only read may be lost in a failover.
-                db.execute(TOUCH_ROOT)
+                db.execute("UPDATE ticketboss SET swap = swap WHERE id = 'root'")
+                marks = _read_rows(db, now).marks.split()
                 db.commit()
-                _, marks = root or (0, "")
-                if mark in marks:
-                    return True
-                if set(marks.split()).intersection(now.marks.split()):
-                    return False  # our mark would be there, too
+                if mark in marks or not set(marks).isdisjoint(now.marks.split()):
+                    return mark in marks  # it would be beside those that we know
                 break
         raise InDoubt(
             "The outcome is unknown: the database did not answer the commit. "
@@ -1991,8 +1986,7 @@ def _read_rows(db: Any, known: Reading) -> Reading:
     # If the newest mark that we know is not in its place, rows were removed, or a
     # failover or a backup brought back an older state. Then read everything again.
     _, key, swap, marks = rows[0] if rows else ("", "", 0, "")
-    later = swap - known.swap
-    if known.swap and marks.split()[later : later + 1] != known.marks.split()[:1]:
+    if known.swap and marks.split()[swap - known.swap :][:1] != known.marks.split()[:1]:
         return _read_rows(db, Reading())
     if key != "root":
         raise Unavailable("The table ticketboss has no root row")
@@ -2018,9 +2012,8 @@ def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
     """Write the rows in which `wanted` differs from `now`."""
     changes = [*wanted.changes_since(now.database)]
     has_gone = any(change.value is None for change in changes)
-    marks = [mark]  # after this mark alone, all servers read everything again
-    if not has_gone:
-        marks += now.marks.split()[:KEPT_MARKS]
+    # After a mark alone, all servers read everything again.
+    marks = [mark] if has_gone else [mark, *now.marks.split()[:KEPT_MARKS]]
     rows = [("", "root", " ".join(marks))]
     for event, key, value in changes:
         rows.append((event, key, msgspec.json.encode(value).decode()))
@@ -2423,9 +2416,11 @@ class BoxOffice:
             raise NotAllowed(
                 "This booking is for another user. Send your own userId or userEmail."
             )
-        for other in self.database().accounts.members.values():
-            if name in account_names(other):
-                return account_names(other)
+        kind, _, text = name.partition(":")
+        accounts = self.database().accounts
+        other = find_account(accounts, "userId" if kind == "id" else "email", text)
+        if other is not None and name in account_names(other):
+            return account_names(other)
         return frozenset({name})
 
     def open_event(
@@ -2470,8 +2465,9 @@ class BoxOffice:
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
 
-        Raises NotFound, AlreadyExists (the seeded event), Stale, LoginRequired or
-        NotAllowed.
+        A repeat under the same key finds nothing, also where another event was opened
+        under its id. Raises NotFound, AlreadyExists (the seeded event), Stale,
+        LoginRequired or NotAllowed.
         """
         database = self.database()
         if database.key_of(event_id) == database.seeded:
@@ -2480,10 +2476,17 @@ class BoxOffice:
                 "replaces it with a fresh one."
             )
 
+        key = caller.key and f"remove {caller.key}"
+
         def decide(document: Document) -> Document:
+            if find_key_use(document.event.key_uses, key, "removal"):
+                raise NotFound(
+                    "The event that this Idempotency-Key has removed is gone. Another "
+                    "one is open under its id."
+                )
             document.require_version(caller.if_match)
             self._require_event_owner(document, caller)
-            return document.close()
+            return document.close().remember_change(key, "removal")
 
         return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
@@ -2653,11 +2656,12 @@ REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
 UNDECIDED: Final = {400, 401, 403, 422}  # there was no decision about seats
 JSON: Final = "application/json"
 NO_CONTROLS: Final = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-NEW_ID: Final = (
-    r"^(?=.*\S)(?!\s*\.+\s*$)[^/\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5"
-    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\\ufeff\\uffa0\\ufff0-\\ufff8\U000e0000-\U000e0fff]{1,200}$"
+INVISIBLE: Final = (
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff"
 )
+NEW_ID: Final = rf"^(?=.*\S)(?!\s*\.+\s*$)[^/\x00-\x1f\x7f-\x9f{INVISIBLE}]{{1,200}}$"
 IN_EMAIL: Final = r"[^@\s\x00-\x1f\x7f-\xa0\u2028-\u202e\u2066-\u2069\ufeff]+"
 EMAIL: Final = rf"^{IN_EMAIL}@{IN_EMAIL}\.{IN_EMAIL}$"
 MAX_SEATS: Final = 10**6
@@ -2868,6 +2872,8 @@ def parse(kind: type[F]) -> F:
         value = given.get(each.name)
         if value is not None:
             values[each.name] = each.normalize(value, is_number_as_text=is_v1)
+        elif method == "DELETE" and each.name in given:  # null: a number may be lost
+            abort(400, each.refusal(None))
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError:
@@ -2926,21 +2932,24 @@ def whole_or_float(text: str) -> float:
 
 
 JSON_DECODER: Final = msgspec.json.Decoder(float_hook=whole_or_float)
+INCOMPLETE: Final = "The request body is incomplete or badly chunked."
 
 
 def json_body(example: str = "{}") -> Body:
     """The request's JSON object, whatever its Content-Type is; 400 if it has none."""
     try:
-        raw = request.get_data() or b"{}"
+        raw = request.get_data()
         if len(raw) == MAX_BODY and request.content_length is None:
             raw += request.environ["wsgi.input"].read(1)  # chunked, so more may come
     except HTTPException:
         raise
     except Exception:  # noqa: BLE001 -- each server has its own for broken chunks
-        abort(400, "The request body is incomplete or badly chunked.")
+        abort(400, INCOMPLETE)
+    if len(raw) < (request.content_length or 0):  # gunicorn gives what has come
+        abort(400, INCOMPLETE)
     if len(raw) > MAX_BODY:
         abort(413)
-    raw = raw.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET send one
+    raw = (raw or b"{}").removeprefix(codecs.BOM_UTF8)  # PowerShell, .NET send one
     try:
         body = JSON_DECODER.decode(raw)
         UNAMBIGUOUS.decode(raw.decode())
@@ -3281,14 +3290,21 @@ def check_host(environ: dict[str, Any]) -> None:
         )
 
 
+def cors_headers(served: App, origin: str | None) -> dict[str, str]:
+    """What lets a page of this origin read the answer; empty if it is not allowed."""
+    if origin is None or origin not in served.settings.allowed_origins:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+    }
+
+
 def set_cors_headers(environ: dict[str, Any]) -> None:
     """Let a page of an allowed origin read the answer, or ask before it sends."""
-    origin = environ.get("HTTP_ORIGIN")
-    if origin not in app.settings.allowed_origins:
-        return
-    g.headers["Access-Control-Allow-Origin"] = origin
-    g.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
-    if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+    allowed = cors_headers(app, environ.get("HTTP_ORIGIN"))
+    g.headers |= allowed
+    if allowed and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         g.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
         g.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
         g.headers["Access-Control-Max-Age"] = "600"
@@ -3387,10 +3403,15 @@ def plain_host() -> str:
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is a loopback name or address."""
     with suppress(ValueError):
-        is_bare_ipv6 = host.count(":") > 1 and "[" not in host
-        name = host if is_bare_ipv6 else urlsplit(f"//{host}").hostname or ""
+        name = without_port(host)
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     return False
+
+
+def without_port(host: str) -> str:
+    """The name or the address of a host. Raises ValueError."""
+    is_bare_ipv6 = host.count(":") > 1 and "[" not in host
+    return host if is_bare_ipv6 else urlsplit(f"//{host}").hostname or ""
 
 
 def enforce_rate_limits() -> None:
@@ -3525,14 +3546,14 @@ class Limiter:
 
 def client_key() -> str:
     """The address that is counted; for IPv6 the client's whole network."""
-    address = (request.remote_addr or "").removeprefix("::ffff:")
-    try:
-        is_ipv6 = ipaddress.ip_address(address).version == 6
+    try:  # some proxies add the port
+        address = ipaddress.ip_address(without_port(request.remote_addr or ""))
     except ValueError:  # the proxy sends no addresses
         return "unknown"
-    if is_ipv6:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return address
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    network = ipaddress.IPv6Network((int(address), 64), strict=False)
+    return str(address.ipv4_mapped or network)
 
 
 def after_request(response: Response) -> Response:
@@ -4177,6 +4198,8 @@ class RegisterBody(Fields):
         """Refuse names that look like an id or an e-mail, and too long passwords."""
         if re.search("@|^[0-9]+$", normalize_name(self.username)):
             abort(400, "username must not be a number or an e-mail address")
+        if re.search(f"[{INVISIBLE}]", self.username):
+            abort(400, "username must not have invisible characters")
         if not is_valid_password(self.password):
             abort(400, TEXT_OF_PASSWORDS.format("password"))
 
@@ -5498,6 +5521,8 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         headers = self.headers
         if self.version == "1.1" and "HOST" not in headers:
             raise waitress.parser.ParsingError("HTTP/1.1 requires a Host header")
+        if "," in headers.get("HOST", ""):  # so waitress joins several
+            raise waitress.parser.ParsingError("Only one Host header is allowed")
         has_two_lengths = self.chunked and "CONTENT_LENGTH" in headers
         if has_two_lengths or "TRANSFER_ENCODING" in headers:  # the latter in HTTP/1.0
             raise waitress.parser.ParsingError("The length of the body is ambiguous")
@@ -5539,6 +5564,8 @@ class AnswerTask(waitress.task.WSGITask):
 class JsonErrorTask(waitress.task.ErrorTask):
     """Answers in JSON the requests that waitress refuses before Flask sees them."""
 
+    channel: Any
+
     def execute(self) -> None:
         """Write the answer."""
         request: Any = self.request
@@ -5548,8 +5575,15 @@ class JsonErrorTask(waitress.task.ErrorTask):
             text = "The headers are larger than 16 KiB."
         path = getattr(request, "path", "/")
         body = msgspec.json.encode(error_body(path, error.code, text)) + b"\n"
-        given_id = getattr(request, "headers", {}).get("X_REQUEST_ID")
-        headers = [("Content-Type", JSON), ("X-Request-ID", request_id(given_id))]
+        sent = getattr(request, "headers", {})
+        served = self.channel.server.owner.app
+        headers = [
+            ("Content-Type", JSON),
+            ("X-Request-ID", request_id(sent.get("X_REQUEST_ID"))),
+            *cors_headers(served, sent.get("ORIGIN")).items(),
+        ]
+        if served.settings.allowed_origins:
+            headers.append(("Vary", "Origin"))
         error.to_response = lambda _: (f"{error.code} {error.reason}", headers, body)
         super().execute()
 
@@ -5992,7 +6026,12 @@ def open_or_read_only(store: AnyStore, settings: Settings) -> None:
     except Unwritable as error:
         if getattr(error.__cause__, "errno", None) in {errno.EBUSY, errno.EXDEV}:
             raise
-        store.load()
+        try:
+            store.load()
+        except Damaged:
+            raise
+        except Unavailable:  # nothing is there yet, because it cannot be made
+            raise error from error.__cause__
         log.warning(
             "%s: %s. Reads are served, changes are refused.", error.detail, error
         )
@@ -6052,9 +6091,10 @@ def check_jwt_secret(secret: bytes) -> None:
 
 
 def check_rate_limit(option: str, value: str) -> None:
-    """Refuse a rate limit that cannot be enforced."""
+    """Refuse a rate limit that cannot be enforced, or that refuses everybody."""
     try:
-        limits.parse_many(value)
+        if not all(rate.amount for rate in limits.parse_many(value)):
+            raise ValueError("0 is no limit")
     except ValueError as error:
         raise click.ClickException(
             f'{option} must be like "100 per 15 minutes": {error}'
@@ -6264,9 +6304,16 @@ def serve(settings: Settings) -> None:
     addresses = addresses_of(settings.host)
     app = make_app(replace(settings, loopback=are_loopback(addresses)))
     sockets = open_sockets(settings.host, settings.port, addresses)
-    server = Server(app, sockets)
+    try:
+        server = Server(app, sockets)
+    except RuntimeError as error:
+        raise click.ClickException(
+            f"Not all threads can be started: {error}. Raise the limit of processes or "
+            "of memory (ulimit -u, ulimit -v)."
+        ) from None
     signals = heard_signals()
-    print_banner(app, urls_of(settings.host, sockets))
+    with suppress(OSError):  # the terminal may be closed, or a disk full
+        print_banner(app, urls_of(settings.host, sockets))
     while not signals:
         server.turn()
     cut = server.finish()

@@ -451,25 +451,27 @@ def servers(bench: Bench) -> None:
         ):
             return bench.sell(server, neighbour)
 
-    def workers() -> Sample:
-        with folder() as db, gunicorn(bench, db) as server:
+    def workers(*more: str) -> Sample:
+        with folder() as db, gunicorn(bench, db, *more) as server:
             return bench.sell(server)
 
     measures = {"one server": one, "two servers on one file": two}
     if GUNICORN.exists():
-        measures["gunicorn -w 4"] = workers
+        threads = "--threads", "16"
+        measures["gunicorn -w 4 --threads 16"] = functools.partial(workers, *threads)
+        measures["gunicorn -w 4, no threads"] = workers
     title = f"Selling {bench.seats} seats to {CLIENTS} clients, sales a second"
     report(title, bench.in_turns(measures), ours_last=True)
     if not GUNICORN.exists():
         print("  gunicorn is not installed here: `pip install gunicorn` to measure it")
 
 
-def gunicorn(bench: Bench, db: str) -> Running:
+def gunicorn(bench: Bench, db: str, *more: str) -> Running:
     """README's line, on a port of its own."""
     program = bench.program.resolve()
     return running(
         [
-            *(str(GUNICORN), "-b", f"{HOST}:0", "-w", "4", "--preload"),
+            *(str(GUNICORN), "-b", f"{HOST}:0", "-w", "4", *more, "--preload"),
             *("--chdir", str(program.parent), f"{program.stem}:create_app()"),
         ],
         TICKETBOSS_DB=db,

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jwt
+import msgspec
 import pytest
 from click.testing import CliRunner
 from conftest import wait_until
@@ -291,6 +292,9 @@ def test_a_password_counts_from_its_first_character_to_its_1024th_byte(visit, pa
         {"username": "ann@example.com"},
         {"username": "victim\uff20corp.de"},
         {"username": "victim\ufe6bcorp.de"},
+        {"username": "ann\u200b"},  # which nobody sees
+        {"username": "a\u00adnn"},
+        {"username": "ann\U000e0041"},
     ],
 )
 def test_a_name_that_is_unusable_or_could_be_taken_for_anothers_is_refused(
@@ -871,6 +875,45 @@ def test_an_admin_cancels_for_a_user_by_any_of_their_names(visit, ann, root, nam
     told = client.post("/cancel", json={"eventId": SEEDED} | name, headers=root)
     assert told.status_code == 200
     assert client.get("/event").json["reservationCount"] == 0
+
+
+@pytest.mark.parametrize(
+    "name", [{"userId": "ANN"}, {"userId": "02"}, {"userEmail": "2@example.com"}]
+)
+def test_an_admin_cancels_for_nobody_whose_name_is_only_similar(
+    visit, ann, root, saved, name
+):
+    client, ticket = visit(require_login=True), {"eventId": SEEDED, "userId": "ann"}
+    assert client.post("/book", json=ticket, headers=ann).status_code == 200
+    before = saved()
+    told = client.post("/cancel", json={"eventId": SEEDED} | name, headers=root)
+    assert told.status_code == 404
+    assert saved() == before
+
+
+class CountedMembers(dict):
+    """Accounts by id, which count how often somebody goes through all of them."""
+
+    walks = 0
+
+    def values(self):
+        """All of them."""
+        self.walks += 1
+        return super().values()
+
+
+def test_an_admin_finds_a_users_names_without_going_through_all_accounts(visit):
+    store = visit().application.store
+    snapshot = store.load()
+    accounts = snapshot.database.accounts
+    members = CountedMembers(accounts.members)
+    counted = msgspec.structs.replace(accounts, members=members)
+    snapshot.database = msgspec.structs.replace(snapshot.database, accounts=counted)
+    office = ticketboss.BoxOffice(store, Settings())
+    caller = ticketboss.Caller(members["1"], None)
+    for name in ["id:2", "id:ann", "mailto:ann@example.com", "id:nobody"] * 3:
+        office.names_of(name, caller, admins_for_others=True)
+    assert members.walks == 1
 
 
 def test_no_request_has_the_rights_of_another_that_it_shares_a_write_with(

@@ -49,6 +49,18 @@ def test_http_1_1_without_a_host_is_400(serve, db):
     assert say(server, with_host)[0] == 200
 
 
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_request_with_two_hosts_is_400_wherever_it_is_listened(serve, db, version):
+    server = serve("--host", "*")
+    hosts = b"Host: localhost\r\nHost: evil.example\r\n"
+    length = b"Content-Length: %d\r\n\r\n" % len(ORDER)
+    line = b"POST /reservations HTTP/" + version + b"\r\n"
+    with unchanged(db):
+        status, told, _ = say(server, line + hosts + length + ORDER)
+    assert status == 400
+    assert "Host" in told["error"]
+
+
 # --- methods -------------------------------------------------------------------------
 
 

@@ -461,3 +461,74 @@ def test_of_twenty_twins_one_opens_an_event(client, make_app):
     assert {each.status_code for each in answers} == {201}
     assert len({json.dumps(each.json) for each in answers}) == 1
     assert len(client.get("/events").json) == 2
+
+
+# --- an event that is opened again under its id ---------------------------------------
+
+
+def successor(client, root, event_id):
+    """The answer to opening an event under the id of one that was removed."""
+    body = {"eventId": event_id, "name": "The next one", "totalTickets": 5}
+    return client.post("/initialize", json=body, headers=root)
+
+
+@pytest.mark.parametrize("name", ["removal", "removal of a dated event"])
+def test_a_repeated_removal_leaves_the_events_successors_alone(house, db, name):
+    client, root, todo = house
+    removal = todo[name]
+    assert removal.send(client, headers=root | KEY).status_code in {200, 204}
+    for _ in range(2):
+        assert successor(client, root, removal.event_id).status_code == 201
+        with unchanged(db):
+            again = removal.send(client, headers=root | KEY | {"If-Match": "*"})
+        assert again.status_code == 404
+        assert "Idempotency-Key" in error_of(again)
+        assert removal.send(client, headers=root).status_code in {200, 204}
+
+
+def test_a_removal_with_another_key_is_another_removal(house):
+    client, root, todo = house
+    version = client.get("/events/7").json["version"]
+    for key in "ab":
+        headers = root | {"Idempotency-Key": key}
+        assert todo["removal"].send(client, headers=headers).status_code == 204
+        assert successor(client, root, 7).status_code == 201
+    assert client.get("/events/7").json["version"] == version + 4
+
+
+def test_a_key_of_one_change_of_an_event_is_free_for_the_others(house):
+    client, root, _ = house
+    path, body = "/events/talk", {"eventId": "talk", "totalTickets": 5}
+    answers = [
+        client.post("/initialize", json=body, headers=root | KEY),
+        client.patch(path, json={"totalSeats": 6}, headers=root | KEY),
+        client.delete(path, headers=root | KEY),
+    ]
+    assert [each.status_code for each in answers] == [201, 200, 204]
+    assert not any("Idempotent-Replayed" in each.headers for each in answers)
+
+
+def test_a_repeated_change_of_an_event_leaves_its_successor_alone(house, db):
+    client, root, todo = house
+    change = {"json": {"totalSeats": 60}, "headers": root | KEY}
+    first = client.patch("/events/7", **change)
+    assert first.status_code == 200
+    assert todo["removal"].send(client, headers=root).status_code == 204
+    assert successor(client, root, 7).status_code == 201
+    with unchanged(db):
+        again = client.patch("/events/7", **change)
+    assert again.status_code == 200
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["ETag"] == first.headers["ETag"]
+
+
+def test_a_repeated_opening_opens_no_other_event_beside_a_successor(house, db):
+    client, root, _ = house
+    body = {"name": "Talk", "totalTickets": 5}
+    first = client.post("/initialize", json=body, headers=root | KEY)
+    number = first.json["id"]
+    assert client.delete(f"/events/{number}", headers=root).status_code == 204
+    assert successor(client, root, number).status_code == 201
+    with unchanged(db):
+        again = client.post("/initialize", json=body, headers=root | KEY)
+    assert is_replay(again, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+import click
 import pytest
 from limits.storage import Storage
 
@@ -255,6 +256,31 @@ def test_one_ipv6_client_has_the_addresses_of_its_network_and_no_others(limited)
     assert statuses(client, 1, address="2001:db8:0:2::1") == [200]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("198.51.100.1:{}", "198.51.100.2:1"),  # with the port, as some proxies add it
+        ("[2001:db8:0:1::1]:{}", "[2001:db8:0:2::1]:1"),
+        ("[2001:db8:0:1::{}]", "2001:db8:0:2::1"),
+    ],
+)
+def test_the_port_that_a_proxy_adds_to_an_address_is_no_other_client(
+    limited, one, other
+):
+    client = limited(trust_proxy=True)
+    told = [statuses(client, 1, X_Forwarded_For=one.format(n))[0] for n in range(1, 5)]
+    assert told == [200, 200, 200, 429]
+    assert statuses(client, 1, X_Forwarded_For=other) == [200]
+
+
+@pytest.mark.parametrize("spelled", ["::FFFF:192.0.2.{}", "::ffff:c000:20{}"])
+def test_an_ipv4_address_in_ipv6_is_itself_however_it_is_written(limited, spelled):
+    client = limited()
+    assert statuses(client, 3, address="192.0.2.1") == [200] * 3
+    assert statuses(client, 1, address=spelled.format(1)) == [429]
+    assert statuses(client, 1, address=spelled.format(2)) == [200]
+
+
 def test_ipv4_clients_are_told_apart_behind_an_ipv6_socket(limited):
     client = limited()
     assert statuses(client, 4, address="::ffff:192.0.2.1") == [200, 200, 200, 429]
@@ -379,3 +405,11 @@ def test_a_server_that_wants_login_and_limits_its_clients_does_both(serve):
     assert (status, told) == (429, TOLD)
     assert 0 < int(headers["Retry-After"]) <= 900
     assert server.ask("GET", "/_health")[0] == 200
+
+
+@pytest.mark.parametrize("option", ["--rate-limit", "--login-limit"])
+@pytest.mark.parametrize("limit", ["0 per minute", "5/hour;0/day"])
+def test_a_limit_that_lets_nobody_in_stops_the_start(option, limit):
+    with pytest.raises(click.ClickException, match=option) as refused:
+        ticketboss.check_rate_limit(option, limit)
+    assert "100 per 15 minutes" in refused.value.message

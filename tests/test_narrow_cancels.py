@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import re
 import socket
@@ -80,6 +81,16 @@ def test_seats_in_the_body_that_are_no_number_of_seats_are_400(house, db, name):
             assert "seat" in error_of(answer)
 
 
+@pytest.mark.parametrize("name", [*PARTNER, *BOOKING])
+def test_a_number_that_became_null_on_its_way_cancels_nothing(house, db, name):
+    client, _, todo = house
+    number = "ticketsToCancel" if name in BOOKING else "seats"
+    with unchanged(db):
+        answer = client.delete(todo[name].path, json={number: None})  # NaN, in a page
+        assert answer.status_code == 400
+        assert number in error_of(answer)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -104,6 +115,21 @@ def test_a_body_that_is_no_json_object_cancels_nothing(house, db, body):
             answer = client.delete(todo[name].path, data=body)
             assert answer.status_code == (413 if len(body) > 65_536 else 400)
             assert error_of(answer)
+
+
+@pytest.mark.parametrize("arrived", [b"", b"{}", b'{"reason": "ill"}'])
+def test_a_body_whose_rest_was_lost_on_its_way_cancels_nothing(house, db, arrived):
+    client, root, todo = house
+    lost = {  # as gunicorn gives it, where a client hangs up
+        "CONTENT_LENGTH": str(len(arrived) + 11),
+        "wsgi.input": io.BytesIO(arrived),
+        "wsgi.input_terminated": True,
+    }
+    with unchanged(db):
+        for name in (*PARTNER, *BOOKING, *REMOVALS):
+            answer = todo[name].send(client, headers=root, environ_overrides=lost)
+            assert answer.status_code == 400
+            assert "incomplete" in error_of(answer)
 
 
 @pytest.mark.parametrize("name", PARTNER)

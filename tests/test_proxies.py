@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import Server
-from deployed import ORDER, Launched, needed, one_line
+from deployed import ORDER, Launched, Wire, needed, one_line
 from test_page import NAMES, Browser, Page
 
 import ticketboss
@@ -36,7 +36,7 @@ ANN = {"username": "ann", "email": "ann@example.com", "password": "securePasswor
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """A server that allows two front ends; its tests count no seats."""
     db = tmp_path_factory.mktemp("shared") / "db.json"
     allowed = ("--allow-origin", FRONT_END, "--allow-origin", OTHER_FRONT_END)
@@ -240,6 +240,34 @@ def test_every_answer_to_a_front_end_that_is_allowed_can_be_read_by_it(
     } <= listed(headers, "Access-Control-Expose-Headers")
     assert "Access-Control-Allow-Credentials" not in headers
     assert "origin" in listed(headers, "Vary")
+
+
+BEFORE_FLASK = {  # what is refused while it is read
+    "a body beyond 1 MiB": (
+        413,
+        "HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000",
+    ),
+    "a bad length": (400, "HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1"),
+    "no Host": (400, "HTTP/1.1\r\nContent-Length: 0"),
+    "an unknown coding": (
+        501,
+        "HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip",
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "head"), BEFORE_FLASK.values(), ids=BEFORE_FLASK)
+def test_what_is_refused_while_it_is_read_can_be_read_by_an_allowed_page_alone(
+    shared, status, head
+):
+    for origin, expected in ((FRONT_END, FRONT_END), ("http://evil.example", None)):
+        with Wire(shared.address) as wire:
+            wire.send(f"POST /book {head}\r\nOrigin: {origin}\r\n\r\n".encode())
+            told, headers, body = wire.answer()
+        assert (told, json.loads(body).keys()) == (status, {"error", "message"})
+        assert headers.get("access-control-allow-origin") == expected
+        assert ("access-control-expose-headers" in headers) == (expected is not None)
+        assert headers["vary"] == "Origin"
 
 
 @pytest.mark.parametrize(

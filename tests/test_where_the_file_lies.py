@@ -14,12 +14,15 @@ import re
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from conftest import PROGRAM, wait_until
 from deployed import (
     CLOCK,
     ORDER,
@@ -32,6 +35,8 @@ from deployed import (
     one_line,
     started,
 )
+from keepalive import Client
+from test_readme import can_connect, free_ports
 
 SEED = """{
   "event": {
@@ -344,6 +349,21 @@ def test_a_reset_keeps_the_mode_of_the_file(db):
     assert modes == {0o660}  # the new file, the old one, and the lock of both
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_reset_sets_nothing_aside_that_is_no_plain_file(db, make, is_link):
+    odd = db.with_name("odd") if is_link else db
+    make(odd)
+    if is_link:
+        db.symlink_to(odd)
+    before = os.lstat(odd)
+    code, out, err = ended(db.parent, "reset", "--yes")
+    assert (code, out) == (1, "")
+    one_line(err, str(odd), "not a regular file")
+    assert os.path.samestat(os.lstat(odd), before)
+    assert {p for p in db.parent.iterdir() if p.suffix != ".lock"} == {db, odd}
+
+
 def test_a_lock_is_its_owners_alone_where_the_file_holds_accounts(launch, db):
     assert ended(db.parent, "admin", "boss@example.com", stdin=PASSWORD)[0] == 0
     lock = db.parent / ".db.json.lock"
@@ -448,6 +468,19 @@ def test_a_mark_anywhere_else_is_no_json(client, db, body):
     assert db.read_bytes() == before
 
 
+# --- A copy of itself --------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["db.json", "./db.json", "link.json"])
+def test_a_copy_onto_itself_is_refused_at_once_and_holds_nobody_up(db, target):
+    db.write_text(SEED)
+    db.with_name("link.json").symlink_to("db.json")
+    code, out, err = ended(db.parent, "copy", "db.json", target)
+    assert (code, out) == (1, "")
+    one_line(err, target.removeprefix("./"), "exists already")
+    assert db.read_text() == SEED
+
+
 # --- Advice that fits --------------------------------------------------------
 
 
@@ -509,6 +542,24 @@ def test_a_missing_right_names_who_has_it(theirs):
     assert "root" in err
 
 
+def test_a_first_start_in_a_folder_of_somebody_else_says_that_and_no_more(theirs):
+    os.chown(theirs, 0, 0)  # as a container's volume is at first
+    code, out, err = ended(theirs, "--port", "0", first=AS_NOBODY)
+    assert (code, out) == (1, "")
+    text = advice(err)
+    assert os.strerror(errno.EACCES).lower() in text
+    assert "root" in text
+    assert "owner" in text
+    assert os.strerror(errno.ENOENT).lower() not in text
+    assert listing(theirs) == []
+
+
+def test_a_first_start_under_a_name_that_is_too_long_says_that(refused):
+    err = refused("--db", f"{'x' * 240}.json")
+    assert os.strerror(errno.ENAMETOOLONG) in err
+    assert os.strerror(errno.ENOENT) not in err
+
+
 def test_content_that_does_not_parse_is_what_a_reset_is_for(refused, db):
     db.write_text("{")
     assert "reset" in advice(refused())
@@ -521,6 +572,38 @@ LIMIT = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {1}))
 """
+
+
+NO_THREADS = """
+import resource, threading
+threading.stack_size(64 * 2**20)
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+"""
+
+
+def test_a_machine_that_gives_no_threads_is_one_line_and_no_server(db):
+    code, out, err = ended(db.parent, "--port", "0", first=NO_THREADS)
+    assert code == 1
+    assert "Serving" not in out
+    one_line(err, "thread", "ulimit")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_for_what_it_prints_keeps_nobody_from_buying(db):
+    port = str(free_ports(1)[0])
+    command = [sys.executable, str(PROGRAM), "--db", str(db), "--port", port]
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(command, stdout=full, stderr=full)
+    try:
+        wait_until(lambda: process.poll() is not None or can_connect(port))
+        with Client(f"http://127.0.0.1:{port}") as client:
+            for _ in range(3):
+                assert client.ask("POST", "/reservations", ORDER).status == 201
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_low_soft_limit_of_files_is_raised(launch):
