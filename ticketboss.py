@@ -1814,21 +1814,16 @@ class Transactions:
 # permissions or HTTP.
 
 CREATE_TABLE: Final = """
-    CREATE TABLE IF NOT EXISTS ticketboss (
+    CREATE TABLE ticketboss (
         event text, id text,   -- as in Change; the root row is ('', 'root')
         swap bigint NOT NULL,  -- the number of the swap that wrote this row last
         born bigint NOT NULL,  -- the order in which rows are listed
         body text NOT NULL,    -- JSON; in the root row a random mark of each last swap
         PRIMARY KEY (event, id));
-    CREATE INDEX IF NOT EXISTS ticketboss_swap ON ticketboss (swap)"""
-ADD_ROOT: Final = """
-    INSERT INTO ticketboss (event, id, swap, born, body)
-    SELECT '', 'root', 0, 0, '' WHERE NOT EXISTS (SELECT 1 FROM ticketboss)
-    ON CONFLICT DO NOTHING RETURNING id"""
+    CREATE INDEX ticketboss_swap ON ticketboss (swap)"""
 LOCK_ROOT: Final = """
     SET LOCAL lock_timeout = {0}; SET LOCAL idle_in_transaction_session_timeout = {0};
-    SELECT swap, body FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
-TOUCH_ROOT: Final = "UPDATE ticketboss SET swap = swap WHERE event = '' AND id = 'root'"
+    SELECT 1 FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
 READ_ROWS: Final = """
     SELECT event, id, swap, body FROM ticketboss
     WHERE swap >= %(known)s AND (swap > %(known)s OR id = 'root') ORDER BY born"""
@@ -1875,30 +1870,27 @@ class SQLStore(AnyStore):
         self._timeout_s = timeout_s
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
-        self._arrivals = itertools.count(1)
-        self._answered = 0  # `_known` answers all arrivals before this one
         self._known = Reading()
+        self._known_at = 0.0  # `_known` answers those who asked before
 
-    def open(self, seats: int, *, may_seed: bool = True, **_: bool) -> None:
-        """Seed if there is no table, or (only if `may_seed`) an empty one."""
+    def open(self, seats: int, **_: bool) -> None:
+        """Seed if there is no table; a table that lost its rows is not seeded again."""
         with suppress(Contended):  # then another server is doing it
-            self.create(seed(seats), may_exist=may_seed)
+            self.create(seed(seats))
         self.load()
 
-    def create(self, database: Database, *, may_exist: bool = True) -> bool:
-        """Fill the table if it is missing or empty; return whether it was."""
+    def create(self, database: Database) -> bool:
+        """Make and fill the table if there is none; return whether there was none."""
         with self._connection("writer") as db:
             [table] = db.execute("SELECT to_regclass('ticketboss')").fetchone()
-            if table is None:
-                db.execute(CREATE_TABLE)
-            elif not may_exist:
+            if table is not None:
                 return False
-            is_empty = db.execute(ADD_ROOT).fetchone() is not None
-            return is_empty and self._commit(db, Reading(), database)
+            db.execute(CREATE_TABLE)
+            return self._commit(db, Reading(), database)
 
     def reset(self, seats: int, kept: str) -> str:
         """Seed again; the old content goes to a new db.json in the current folder."""
-        with self.lock() as (db, _):
+        with self.lock() as db:
             now = _read_rows(db, Reading())
             aside = Store(os.path.basename(kept))
             if not (aside.create(now.database) and self._commit(db, now, seed(seats))):
@@ -1907,31 +1899,29 @@ class SQLStore(AnyStore):
 
     def load(self) -> Reading:
         """Read the present rows; threads that wait share the next answer."""
-        arrival = next(self._arrivals)
+        arrived_at = time.monotonic()
         with self._connection("reader") as db:
-            if self._answered < arrival:
-                asked = next(self._arrivals)
+            if self._known_at <= arrived_at:
+                asked_at = time.monotonic()
                 self._known = _read_rows(db, self._known)
-                self._answered = asked
+                self._known_at = asked_at
             return self._known
 
     def swap(self, seen: Reading, wanted: Database) -> bool:
         """Replace `seen` by `wanted`, as Store.swap does."""
         if wanted is seen.database:
             return True
-        with self.lock() as (db, root):
-            now = seen if root == (seen.swap, seen.marks) else _read_rows(db, seen)
+        with self.lock() as db:
+            now = _read_rows(db, seen)
             merged = merge(seen.database, wanted, now.database)
             return merged is not None and self._commit(db, now, merged)
 
     @contextmanager
-    def lock(self) -> Iterator[tuple[Any, Any]]:
+    def lock(self) -> Iterator[Any]:
         """Keep other writers away until the next swap; first come, first served."""
         with self._connection("writer") as db:
-            root = db.execute(LOCK_ROOT.format(int(self._timeout_s * 1000)))
-            while root.nextset():
-                pass  # to the answer of the last statement
-            yield db, root.fetchone()
+            db.execute(LOCK_ROOT.format(int(self._timeout_s * 1000)))
+            yield db
 
     def _commit(self, db: Any, now: Reading, wanted: Database) -> bool:
         """Write the differences, and commit. False: certainly not done, read again."""
@@ -1950,15 +1940,13 @@ class SQLStore(AnyStore):
         deadline = time.monotonic() + 5 * self._timeout_s
         while time.monotonic() < deadline:
             time.sleep(0.05)
-            with suppress(TicketBossError), self.lock() as (db, root):
+            with suppress(TicketBossError), self.lock() as db:
                 # Write, because a commit that was only read may be lost in a failover.
-                db.execute(TOUCH_ROOT)
+                db.execute("UPDATE ticketboss SET swap = swap WHERE id = 'root'")
+                marks = _read_rows(db, now).marks.split()
                 db.commit()
-                _, marks = root or (0, "")
-                if mark in marks:
-                    return True
-                if set(marks.split()).intersection(now.marks.split()):
-                    return False  # our mark would be there, too
+                if mark in marks or not set(marks).isdisjoint(now.marks.split()):
+                    return mark in marks  # it would be beside those that we know
                 break
         raise InDoubt(
             "The outcome is unknown: the database did not answer the commit. "
@@ -1998,8 +1986,7 @@ def _read_rows(db: Any, known: Reading) -> Reading:
     # If the newest mark that we know is not in its place, rows were removed, or a
     # failover or a backup brought back an older state. Then read everything again.
     _, key, swap, marks = rows[0] if rows else ("", "", 0, "")
-    later = swap - known.swap
-    if known.swap and marks.split()[later : later + 1] != known.marks.split()[:1]:
+    if known.swap and marks.split()[swap - known.swap :][:1] != known.marks.split()[:1]:
         return _read_rows(db, Reading())
     if key != "root":
         raise Unavailable("The table ticketboss has no root row")
@@ -2025,9 +2012,8 @@ def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
     """Write the rows in which `wanted` differs from `now`."""
     changes = [*wanted.changes_since(now.database)]
     has_gone = any(change.value is None for change in changes)
-    marks = [mark]  # after this mark alone, all servers read everything again
-    if not has_gone:
-        marks += now.marks.split()[:KEPT_MARKS]
+    # After a mark alone, all servers read everything again.
+    marks = [mark] if has_gone else [mark, *now.marks.split()[:KEPT_MARKS]]
     rows = [("", "root", " ".join(marks))]
     for event, key, value in changes:
         rows.append((event, key, msgspec.json.encode(value).decode()))

@@ -97,17 +97,26 @@ ABOUT_DB_JSON = {
 }
 
 
+ONLY_LONG = {
+    # With Patroni and etcd, which nothing else needs; 15 seconds for each kill.
+    "test_three_nodes_under_patroni_whose_leader_is_killed_lose_nothing",
+}
+
+
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Function]
 ) -> None:
-    """With --store=postgresql, leave out what is about db.json alone."""
-    if config.getoption("--store") == "file":
-        return
-    left_out = [
-        item
-        for item in items
-        if item.path.stem not in FOR_BOTH_STORES or item.originalname in ABOUT_DB_JSON
-    ]
+    """Leave out what is not of this size, and what is not about this store."""
+    is_long = config.getoption("--long")
+    is_sql = config.getoption("--store") == "postgresql"
+
+    def is_left_out(item: pytest.Function) -> bool:
+        if item.originalname in ONLY_LONG and not is_long:
+            return True
+        is_for_both = item.path.stem in FOR_BOTH_STORES
+        return is_sql and (not is_for_both or item.originalname in ABOUT_DB_JSON)
+
+    left_out = [item for item in items if is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
 

@@ -6,6 +6,7 @@ as the user who comes with them.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -120,20 +121,8 @@ class Postgres:
 
     def kill(self) -> None:
         """End it as a power cut of its machine would; wait until it is gone."""
-        group = [self.process.pid, *self.backends()]
-        for process in group:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill(self.process.pid)
         self.process.wait()
-        while any(map(is_alive, group)):  # else the next start finds its memory in use
-            time.sleep(0.005)
-
-    def backends(self) -> list[int]:
-        """Its own processes, by their ids."""
-        children = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        return [int(child) for child in Path(children).read_text().split()]
 
     def stop(self) -> None:
         """End it, and take its folder away."""
@@ -141,6 +130,17 @@ class Postgres:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kill(server: int) -> None:
+    """End a server's process and those that serve its clients; wait for it."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    group = [server, *map(int, children)]
+    for process in group:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    while any(map(is_alive, group)):  # else the next start finds its memory in use
+        time.sleep(0.005)
 
 
 def is_alive(process: int) -> bool:

@@ -410,13 +410,36 @@ def test_a_start_never_takes_the_place_of_sales_that_another_start_made_possible
     assert sold(late) == ["ann"]
 
 
-def test_a_worker_does_not_seed_a_table_that_lost_its_rows(store, database):
+def test_a_table_that_came_after_a_start_had_looked_for_one_is_left_as_it_is(
+    cluster, tmp_path, monkeypatch
+):
+    place = SQLPlace(cluster, tmp_path)
+    early, late = t.open_store(place.url), t.open_store(place.url)
+
+    def execute(db, statement, *arguments):
+        answer = psycopg.Connection.execute(db, statement, *arguments)
+        if "to_regclass" in statement:
+            monkeypatch.undo()
+            early.open(SEATS)
+            assert sell(early, "ann")
+        return answer
+
+    with late._connection("writer") as db:
+        monkeypatch.setattr(db, "execute", lambda *told: execute(db, *told))
+    late.open(SEATS)
+    assert sold(late) == sold(early) == ["ann"]
+
+
+def test_a_table_that_lost_its_rows_is_not_seeded_again(store, database):
     sell(store, "ann")
+    rows = f"SELECT count(*) FROM {database.schema}.ticketboss"
     database.cluster.execute(f"DELETE FROM {database.schema}.ticketboss")
     with pytest.raises(t.Unavailable, match="no root row"):
         store.load()
-    with pytest.raises(t.Unavailable, match="no root row"):
-        t.open_store(database.url).open(SEATS, may_seed=False)
+    for may_seed in False, True:
+        with pytest.raises(t.Unavailable, match="no root row"):
+            t.open_store(database.url).open(SEATS, may_seed=may_seed)
+    assert database.cluster.execute(rows) == [(0,)]
 
 
 def test_a_user_who_may_not_create_tables_can_use_one_that_is_there(store, database):
