@@ -477,7 +477,7 @@ def test_a_copy_onto_itself_is_refused_at_once_and_holds_nobody_up(db, target):
     db.with_name("link.json").symlink_to("db.json")
     code, out, err = ended(db.parent, "copy", "db.json", target)
     assert (code, out) == (1, "")
-    one_line(err, target.removeprefix("./"), "exists already")
+    one_line(err, target.removeprefix("./"), "already exists")
     assert db.read_text() == SEED
 
 
