@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import postgres
 import pytest
-from conftest import HERE, PROGRAM, SQLPlace
+from conftest import HERE, PROGRAM, SQLPlace, wait_until
 from keepalive import Crowd
 from postgres import psycopg
 
@@ -530,6 +531,12 @@ def test_a_fork_has_connections_of_its_own(store, database):
     assert sell(store, "after")
 
 
+def can_connect(path):
+    """Whether somebody listens: a socket is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
 @pytest.fixture
 def pooled(own):
     """The URL of a pooler in transaction mode, with few connections to share."""
@@ -549,8 +556,9 @@ def pooled(own):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not (own.folder / ".s.PGSQL.6432").exists():
-        assert pooler.poll() is None
+    path = str(own.folder / ".s.PGSQL.6432")
+    wait_until(lambda: pooler.poll() is not None or can_connect(path))
+    assert pooler.poll() is None
     yield f"{own.url()}&port=6432"
     pooler.terminate()
     pooler.wait()
