@@ -1054,6 +1054,7 @@ def shown_location(db: str) -> str:
     """How messages name a database: the whole path, or the URL without its secrets."""
     if "://" not in db:
         return os.path.abspath(db)
+    db = re.sub("[?&][a-z_]*(password|secret)=.*", "", db)  # which may have an @ in it
     return re.sub("//([^:@/]*):.*@", r"//\1@", db).partition("?")[0]
 
 
@@ -1918,7 +1919,7 @@ class SQLStore(AnyStore):
 
     @contextmanager
     def lock(self) -> Iterator[Any]:
-        """Keep other writers away until the next swap; first come, first served."""
+        """Keep other writers away until the next swap, in no order of arrival."""
         with self._connection("writer") as db:
             db.execute(LOCK_ROOT.format(int(self._timeout_s * 1000)))
             yield db
