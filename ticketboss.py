@@ -1054,8 +1054,9 @@ def shown_location(db: str) -> str:
     """How messages name a database: the whole path, or the URL without its secrets."""
     if "://" not in db:
         return os.path.abspath(db)
-    db = re.sub("[?&][a-z_]*(password|secret)=.*", "", db)  # which may have an @ in it
-    return re.sub("//([^:@/]*):.*@", r"//\1@", db).partition("?")[0]
+    # A secret may have an @ in it, and the line end of a file that it was read from.
+    db = re.sub("(?s)[?&][a-z_]*(password|secret)=.*", "", db)
+    return re.sub("(?s)//([^:@/]*):.*@", r"//\1@", db).partition("?")[0]
 
 
 class Loaded(Protocol):
@@ -1826,7 +1827,7 @@ LOCK_ROOT: Final = """
     SET LOCAL lock_timeout = {0}; SET LOCAL idle_in_transaction_session_timeout = {0};
     SELECT 1 FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
 READ_ROWS: Final = """
-    SELECT event, id, swap, body FROM ticketboss
+    SELECT event, id, swap, coalesce(body, '') FROM ticketboss
     WHERE swap >= %(known)s AND (swap > %(known)s OR id = 'root') ORDER BY born"""
 WRITE_ROWS: Final = """
     INSERT INTO ticketboss (event, id, body, born, swap)
