@@ -1847,6 +1847,7 @@ class Reading(NamedTuple):
     database: Database = Database("", {}, NO_ACCOUNTS)
     swap: int = 0
     marks: str = ""  # of the last swaps, the newest first
+    asked_at: float = 0.0  # it answers those who came before
 
 
 class SQLStore(AnyStore):
@@ -1856,7 +1857,9 @@ class SQLStore(AnyStore):
         self.path = shown_location(url)
         try:
             self._driver = importlib.import_module("psycopg")
-            parameters = self._driver.conninfo.conninfo_to_dict(url)
+            # Of a password with a plain @ or /, a part would be taken for the host.
+            strict_url = re.sub("(?s)(?<=[^/:])[@/](?=[^?]*@)", "%zz", url)
+            parameters = self._driver.conninfo.conninfo_to_dict(strict_url)
         except ImportError:
             raise Unavailable(NO_DRIVER) from None
         except self._driver.Error:  # whose text may show the password
@@ -1873,7 +1876,6 @@ class SQLStore(AnyStore):
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
         self._known = Reading()
-        self._known_at = 0.0  # `_known` answers those who asked before
 
     def open(self, seats: int, **_: bool) -> None:
         """Seed if there is no table; a table that lost its rows is not seeded again."""
@@ -1884,8 +1886,7 @@ class SQLStore(AnyStore):
     def create(self, database: Database) -> bool:
         """Make and fill the table if there is none; return whether there was none."""
         with self._connection("writer") as db:
-            [table] = db.execute("SELECT to_regclass('ticketboss')").fetchone()
-            if table is not None:
+            if db.execute("SELECT to_regclass('ticketboss')").fetchone() != (None,):
                 return False
             db.execute(CREATE_TABLE)
             return self._commit(db, Reading(), database)
@@ -1903,10 +1904,9 @@ class SQLStore(AnyStore):
         """Read the present rows; threads that wait share the next answer."""
         arrived_at = time.monotonic()
         with self._connection("reader") as db:
-            if self._known_at <= arrived_at:
+            if self._known.asked_at <= arrived_at:
                 asked_at = time.monotonic()
-                self._known = _read_rows(db, self._known)
-                self._known_at = asked_at
+                self._known = _read_rows(db, self._known)._replace(asked_at=asked_at)
             return self._known
 
     def swap(self, seen: Reading, wanted: Database) -> bool:

@@ -647,6 +647,9 @@ def test_no_text_shows_the_password(guarded):
         "postgresql://u:sesame@[::1/x",
         "postgresql://u@host/x?password=sesame&foo=1",
         "postgresql://u:se@same@host/x?foo=1",
+        "postgresql://u:ses@ame@host/x",
+        "postgresql://u:ses/same@host/x",
+        "postgresql://u:12/same@host/x",
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_without_its_password(url):
