@@ -374,7 +374,12 @@ class TooManyLogins(TicketBossError):
 
 
 class InDoubt(TicketBossError):
-    """Written and visible, but the disk did not confirm that it survives a crash."""
+    """Perhaps saved: the disk, the database or a thread did not confirm it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"The outcome is unknown: {why}. Read the event before you try again."
+        )
 
 
 # === 3. Rules ================================================================
@@ -1480,8 +1485,7 @@ class Store:
             self._is_ill(f"The disk did not confirm the last write: {error.strerror}")
             log.critical(self._write_error)
             raise InDoubt(
-                "The outcome is unknown: the change is written, but the disk did not "
-                "confirm it. Read the event before you try again."
+                "the change is written, but the disk did not confirm it"
             ) from error
         self._must_write = False
         self._write_error = ""
@@ -1723,10 +1727,7 @@ class Transactions:
         elif self._wait_or_lead(pending):
             self._lead_batch(pending)
         if not pending.is_decided:
-            raise InDoubt(
-                "The outcome is unknown: the thread that saved the change has died. "
-                "Read the event before you try again."
-            )
+            raise InDoubt("the thread that saved the change has died")
         if pending.error is not None:
             if isinstance(pending.error, TicketBossError):
                 pending.error.attempts = pending.attempts
@@ -1950,10 +1951,7 @@ class SQLStore(AnyStore):
                 if mark in marks or not set(marks).isdisjoint(now.marks.split()):
                     return mark in marks  # it would be beside those that we know
                 break
-        raise InDoubt(
-            "The outcome is unknown: the database did not answer the commit. "
-            "Read the event before you try again."
-        )
+        raise InDoubt("the database did not answer the commit")
 
     @contextmanager
     def _connection(self, use: str) -> Iterator[Any]:
