@@ -11,6 +11,7 @@ ticketboss.py exactly once.
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import os
 import re
@@ -92,7 +93,7 @@ def span(source: str, place: str) -> tuple[int, int]:
     # Python 3.11 counts the depth of a tree once for all threads, so two that parse
     # at the same moment end with "AST constructor recursion depth mismatch".
     with PARSING:
-        tree = ast.parse(source)
+        tree = parsed(source)
     found = [node for node in tree.body if is_called(node, first)]
     for name in inner:
         found = [n for node in found for n in ast.walk(node) if is_called(n, name)]
@@ -102,6 +103,12 @@ def span(source: str, place: str) -> tuple[int, int]:
     starts = [0, *(end.end() for end in re.finditer("\n", source))]
     first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
     return starts[first - 1], starts[node.end_lineno]
+
+
+@functools.lru_cache(4)
+def parsed(source: str) -> ast.Module:
+    """The tree of a program: the same one for all bugs, which takes a while to make."""
+    return ast.parse(source)
 
 
 def is_called(node: ast.AST, name: str) -> bool:

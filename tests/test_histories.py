@@ -509,7 +509,7 @@ def settled(history: list[Op], records: dict[str, Any]) -> list[Op]:
 def test_what_two_servers_answer_could_have_happened_one_by_one(
     serve, database_in, tmp_path, pick, killed
 ):
-    operations = pick(1000, 10_000, 100_000) if killed else pick(9000, 10**5, 10**6)
+    operations = pick(1000, 10_000, 100_000) if killed else pick(3000, 10**5, 10**6)
     for first in range(0, operations, 5000):  # a fresh file now and then: it grows
         folder = tmp_path / str(first)
         folder.mkdir()

@@ -14,14 +14,14 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from conftest import Server
-from deployed import one_line
+from deployed import Launched, one_line
 from keepalive import Answer, Client, Crowd
 
 import ticketboss
@@ -67,10 +67,25 @@ class Guesser:
         return self.ask(*who, **more).status
 
 
+# What is counted does not depend on what a hash costs.
+CHEAP_SCRYPT = """
+import hashlib
+def cheap(*args, scrypt=hashlib.scrypt, **cost):
+    return scrypt(*args, **cost | {"n": 1024})
+hashlib.scrypt = cheap
+"""
+
+
 @pytest.fixture
-def guess(serve: Callable[..., Server]) -> Guesser:
+def guess(db: Path) -> Iterator[Guesser]:
     """guess(name, password, address, way): a login where three may fail."""
-    return Guesser(serve("--login-limit", "3 per minute"))
+    options = ["--db", str(db), "--port", "0", "--quiet"]
+    limit = ["--login-limit", "3 per minute"]
+    server = Launched(db, *options, *limit, first=CHEAP_SCRYPT)
+    try:
+        yield Guesser(server)
+    finally:
+        server.stop()
 
 
 def test_a_class_behind_one_address_registers_and_logs_in_all_at_once(serve, saved):

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 
 import pytest
 from conftest import HERE
-from mutants import PLANTS, SOURCE, Change, Plant, main, plants, replaced
+from mutants import PLANTS, SOURCE, Change, Plant, main, plants, replaced, span
 
 NO_LOCK = PLANTS[0]
 QUICK = "test_tickets.py::test_seats_that_are_free_are_sold[never]"
 
 
+@functools.cache
+def functions_of(file):
+    """The names of the functions of a file of tests."""
+    tree = ast.parse((HERE / file).read_text())
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_a_bug_is_planted_in_a_text_that_is_there_once_and_its_test_is_there(plant):
-    ast.parse(plant.planted(SOURCE))
     assert plant.planted(SOURCE) != SOURCE
+    for change in plant.changes:
+        start, end = span(SOURCE, change.place)
+        with_bug = replaced(SOURCE, change)
+        place = with_bug[start : end + len(with_bug) - len(SOURCE)]
+        ast.parse(f"class Outer:\n{place}" if place.startswith(" ") else place)
     file, name = plant.test.partition("[")[0].split("::")
-    functions = [
-        node.name
-        for node in ast.parse((HERE / file).read_text()).body
-        if isinstance(node, ast.FunctionDef)
-    ]
-    assert functions.count(name) == 1
+    assert functions_of(file).count(name) == 1
 
 
 def test_no_two_bugs_are_the_same():

@@ -9,6 +9,7 @@ replaced by a free one.
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import random
 import re
@@ -340,6 +341,7 @@ def test_a_table_of_fields_has_all_that_the_program_answers(kind):
     assert sorted(n for cells in rows for n in coded(cells[0])) == sorted(answered)
 
 
+@functools.cache
 def texts_of(source: str) -> list[str]:
     """All texts in a program, with … for what it fills in."""
     texts = []

@@ -551,7 +551,7 @@ def furnished(make_app, db):
 @pytest.mark.usefixtures("quick")
 def test_no_request_breaks_anything(furnished, db, pick):
     codes = set()
-    for seed in range(pick(10_000, 10_000, 100_000) // ROUND):
+    for seed in range(pick(3000, 10_000, 100_000) // ROUND):
         client, reader = furnished(**SETTINGS[seed % len(SETTINGS)]), Store(str(db))
         rubbish, secrets = Rubbish(seed), [str(db.parent), "Traceback", "scrypt:"]
         versions = added_up(db)

@@ -151,7 +151,7 @@ class Survivor:
 def test_kill_9_under_load_loses_nothing_and_sells_nothing_twice(
     serve, database_in, tmp_path, pick
 ):
-    kills = pick(10, 50, 1000)
+    kills = pick(4, 50, 1000)
     for first in range(0, kills, 10):  # a fresh file now and then: it grows
         folder = tmp_path / str(first)
         folder.mkdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable
@@ -152,6 +153,12 @@ class Program:
         return isinstance(node, ast.Name) and (
             node.id == "self" or node.id in self.imports
         )
+
+
+@functools.cache
+def program_of(source: str) -> Program:
+    """The same for all tests that ask for the same text: it takes a while to make."""
+    return Program(source)
 
 
 class Finder(ast.NodeVisitor):
@@ -341,7 +348,7 @@ def long_functions(source: str) -> list[str]:
 
 def upward_references(source: str) -> list[str]:
     """The references to a name of a later section, in annotations and bodies too."""
-    program = Program(source)
+    program = program_of(source)
     place = {section: number for number, section in enumerate(program.order)}
     return [
         f"line {reference.line}: {section} refers to {reference.path[0]} of {defined}"
@@ -354,7 +361,7 @@ def upward_references(source: str) -> list[str]:
 
 def foreign_imports(source: str, section: str, foreign: set[str]) -> list[str]:
     """The references of a section to modules that it may not know."""
-    program = Program(source)
+    program = program_of(source)
     return [
         f"line {reference.line}: {origin}"
         for reference in program.references(section)
@@ -365,7 +372,7 @@ def foreign_imports(source: str, section: str, foreign: set[str]) -> list[str]:
 
 def references_to(source: str, section: str, other: str) -> list[str]:
     """The names of another section that a section's code uses; annotations aside."""
-    program = Program(source)
+    program = program_of(source)
     return [
         f"line {reference.line}: {reference.path[0]}"
         for reference in program.references(section)
@@ -376,21 +383,21 @@ def references_to(source: str, section: str, other: str) -> list[str]:
 
 def rules_about_seats(source: str, section: str) -> set[str]:
     """The rules of the Document, whatever they are called, that a section uses."""
-    program = Program(source)
+    program = program_of(source)
     rules = program.methods("Document") - NO_RULES
     return program.attributes_of_values(section) & rules
 
 
 def values_named(source: str, section: str, values: set[str]) -> set[str]:
     """Which of these values a section's code names, in annotations too."""
-    return {name.path[0] for name in Program(source).references(section)} & values
+    return {name.path[0] for name in program_of(source).references(section)} & values
 
 
 def asked_of_the_store(source: str, section: str) -> set[str]:
     """What a section asks of `self._store`."""
     return {
         node.attr
-        for statement in Program(source).statements(section)
+        for statement in program_of(source).statements(section)
         for node in ast.walk(statement)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._store"
     }
@@ -400,7 +407,7 @@ def asked_of_the_store(source: str, section: str) -> set[str]:
 
 
 def test_the_sections_are_in_the_order_that_the_docstring_gives():
-    sections = Program(SOURCE).numbered
+    sections = program_of(SOURCE).numbered
     assert sections == announced_sections(SOURCE)
     assert [number for number, _ in sections] == [
         str(number) for number in range(1, len(sections) + 1)
@@ -436,7 +443,7 @@ def test_the_transactions_know_of_a_store_only_how_to_load_swap_and_lock():
 
 @pytest.mark.parametrize("section", ["HTTP", *DIALECTS])
 def test_no_section_about_http_decides_about_seats(section):
-    decisions = Program(SOURCE).methods("Document", returns="Document")
+    decisions = program_of(SOURCE).methods("Document", returns="Document")
     assert {"reserve", "reserve_for_user", "cancel", "promote"} <= decisions
     assert rules_about_seats(SOURCE, section) & decisions == set()
 
@@ -566,4 +573,4 @@ def test_sections_that_are_missing_or_in_another_order_are_found():
         ("2", "Box office"),
         ("3", "Store"),
     ]
-    assert Program(announced).numbered != announced_sections(announced)
+    assert program_of(announced).numbered != announced_sections(announced)
