@@ -1950,10 +1950,7 @@ class SQLStore(AnyStore):
                 if mark in marks or not set(marks).isdisjoint(now.marks.split()):
                     return mark in marks  # it would be beside those that we know
                 break
-        raise InDoubt(
-            "The outcome is unknown: the database did not answer the commit. "
-            "Read the event before you try again."
-        )
+        raise InDoubt("The outcome is unknown. Read the event before you try again.")
 
     @contextmanager
     def _connection(self, use: str) -> Iterator[Any]:

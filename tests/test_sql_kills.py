@@ -101,7 +101,7 @@ class Sales:
         assert held + event.available_seats == event.total_seats
         audit = [sys.executable, PROGRAM, "--db", url, "audit"]
         said = subprocess.run(audit, capture_output=True, text=True, check=True).stdout
-        assert said.endswith("All of it adds up.\n")
+        assert said.endswith("Everything adds up.\n")
 
 
 class At:
