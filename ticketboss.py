@@ -374,7 +374,12 @@ class TooManyLogins(TicketBossError):
 
 
 class InDoubt(TicketBossError):
-    """Written and visible, but the disk did not confirm that it survives a crash."""
+    """Perhaps saved: the disk, the database or a thread did not confirm it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"The outcome is unknown: {why}. Read the event before you try again."
+        )
 
 
 # === 3. Rules ================================================================
@@ -1054,7 +1059,9 @@ def shown_location(db: str) -> str:
     """How messages name a database: the whole path, or the URL without its secrets."""
     if "://" not in db:
         return os.path.abspath(db)
-    return re.sub("//([^:@/]*):.*@", r"//\1@", db).partition("?")[0]
+    # A secret may have an @ in it, and the line end of a file that it was read from.
+    db = re.sub("(?s)[?&][a-z_]*(password|secret)=.*", "", db)
+    return re.sub("(?s)//([^:@/]*):.*@", r"//\1@", db).partition("?")[0]
 
 
 class Loaded(Protocol):
@@ -1478,8 +1485,7 @@ class Store:
             self._is_ill(f"The disk did not confirm the last write: {error.strerror}")
             log.critical(self._write_error)
             raise InDoubt(
-                "The outcome is unknown: the change is written, but the disk did not "
-                "confirm it. Read the event before you try again."
+                "the change is written, but the disk did not confirm it"
             ) from error
         self._must_write = False
         self._write_error = ""
@@ -1721,10 +1727,7 @@ class Transactions:
         elif self._wait_or_lead(pending):
             self._lead_batch(pending)
         if not pending.is_decided:
-            raise InDoubt(
-                "The outcome is unknown: the thread that saved the change has died. "
-                "Read the event before you try again."
-            )
+            raise InDoubt("the thread that saved the change has died")
         if pending.error is not None:
             if isinstance(pending.error, TicketBossError):
                 pending.error.attempts = pending.attempts
@@ -1825,7 +1828,7 @@ LOCK_ROOT: Final = """
     SET LOCAL lock_timeout = {0}; SET LOCAL idle_in_transaction_session_timeout = {0};
     SELECT 1 FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
 READ_ROWS: Final = """
-    SELECT event, id, swap, body FROM ticketboss
+    SELECT event, id, swap, coalesce(body, '') FROM ticketboss
     WHERE swap >= %(known)s AND (swap > %(known)s OR id = 'root') ORDER BY born"""
 WRITE_ROWS: Final = """
     INSERT INTO ticketboss (event, id, body, born, swap)
@@ -1845,6 +1848,7 @@ class Reading(NamedTuple):
     database: Database = Database("", {}, NO_ACCOUNTS)
     swap: int = 0
     marks: str = ""  # of the last swaps, the newest first
+    asked_at: float = 0.0  # it answers those who came before
 
 
 class SQLStore(AnyStore):
@@ -1854,7 +1858,9 @@ class SQLStore(AnyStore):
         self.path = shown_location(url)
         try:
             self._driver = importlib.import_module("psycopg")
-            parameters = self._driver.conninfo.conninfo_to_dict(url)
+            # Of a password with a plain @ or /, a part would be taken for the host.
+            strict_url = re.sub("(?s)(?<=[^/:])[@/](?=[^?]*@)", "%zz", url)
+            parameters = self._driver.conninfo.conninfo_to_dict(strict_url)
         except ImportError:
             raise Unavailable(NO_DRIVER) from None
         except self._driver.Error:  # whose text may show the password
@@ -1871,7 +1877,6 @@ class SQLStore(AnyStore):
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
         self._known = Reading()
-        self._known_at = 0.0  # `_known` answers those who asked before
 
     def open(self, seats: int, **_: bool) -> None:
         """Seed if there is no table; a table that lost its rows is not seeded again."""
@@ -1882,8 +1887,7 @@ class SQLStore(AnyStore):
     def create(self, database: Database) -> bool:
         """Make and fill the table if there is none; return whether there was none."""
         with self._connection("writer") as db:
-            [table] = db.execute("SELECT to_regclass('ticketboss')").fetchone()
-            if table is not None:
+            if db.execute("SELECT to_regclass('ticketboss')").fetchone() != (None,):
                 return False
             db.execute(CREATE_TABLE)
             return self._commit(db, Reading(), database)
@@ -1901,10 +1905,9 @@ class SQLStore(AnyStore):
         """Read the present rows; threads that wait share the next answer."""
         arrived_at = time.monotonic()
         with self._connection("reader") as db:
-            if self._known_at <= arrived_at:
+            if self._known.asked_at <= arrived_at:
                 asked_at = time.monotonic()
-                self._known = _read_rows(db, self._known)
-                self._known_at = asked_at
+                self._known = _read_rows(db, self._known)._replace(asked_at=asked_at)
             return self._known
 
     def swap(self, seen: Reading, wanted: Database) -> bool:
@@ -1918,7 +1921,7 @@ class SQLStore(AnyStore):
 
     @contextmanager
     def lock(self) -> Iterator[Any]:
-        """Keep other writers away until the next swap; first come, first served."""
+        """Keep other writers away until the next swap, in no order of arrival."""
         with self._connection("writer") as db:
             db.execute(LOCK_ROOT.format(int(self._timeout_s * 1000)))
             yield db
@@ -1948,10 +1951,7 @@ class SQLStore(AnyStore):
                 if mark in marks or not set(marks).isdisjoint(now.marks.split()):
                     return mark in marks  # it would be beside those that we know
                 break
-        raise InDoubt(
-            "The outcome is unknown: the database did not answer the commit. "
-            "Read the event before you try again."
-        )
+        raise InDoubt("the database did not answer the commit")
 
     @contextmanager
     def _connection(self, use: str) -> Iterator[Any]:

@@ -276,7 +276,7 @@ def test_only_a_database_that_stays_away_leaves_a_commit_in_doubt(
     seen = store.load()
     cut = Cut(store, monkeypatch)
     cut.when, cut.then = when, own.kill
-    with pytest.raises(t.InDoubt, match="did not answer the commit"):
+    with pytest.raises(t.InDoubt, match="outcome is unknown.*Read the event"):
         store.swap(seen, wanting(seen, "ann"))
     own.start()
     assert ("ann" in sold(store)) == (when == "after")
@@ -464,6 +464,7 @@ def test_a_user_who_may_not_create_tables_can_use_one_that_is_there(store, datab
         ("SET body = replace(body, '\"seats\":1', '\"seats\":9')", "do not make 500"),
         ("SET event = 'x' WHERE id = 'ann'", "x is missing"),
         ("SET id = 'bob' WHERE id = 'ann'", "has the key bob"),
+        ("SET body = NULL WHERE id = 'ann'", "'ann'.*truncated"),
     ],
 )
 def test_a_table_that_was_damaged_by_hand_is_refused_and_left_alone(
@@ -471,6 +472,7 @@ def test_a_table_that_was_damaged_by_hand_is_refused_and_left_alone(
 ):
     sell(store, "ann")
     table = f"{database.schema}.ticketboss"
+    database.cluster.execute(f"ALTER TABLE {table} ALTER body DROP NOT NULL")
     before = database.cluster.execute(f"TABLE {table}")
     database.cluster.execute(f"UPDATE {table} {edit}")
     database.cluster.execute(f"UPDATE {table} SET swap = 9 WHERE id <> 'root'")
@@ -487,6 +489,23 @@ def test_a_table_that_was_damaged_by_hand_is_refused_and_left_alone(
         values = ", ".join(f"'{value}'" for value in row)
         database.cluster.execute(f"INSERT INTO {table} VALUES ({values})")
     assert sold(fresh) == sold(other) == ["ann"]
+
+
+@pytest.mark.parametrize("body", ["NULL", "''", "'{]'"])
+def test_a_root_row_that_lost_its_marks_makes_all_read_again(
+    store, other, database, body
+):
+    sell(store, "ann")
+    other.load()
+    table = f"{database.schema}.ticketboss"
+    database.cluster.execute(
+        f"ALTER TABLE {table} ALTER body DROP NOT NULL; "
+        f"UPDATE {table} SET body = {body} WHERE id = 'root'"
+    )
+    assert sell(store, "bob")
+    assert sell(other, "cyd")
+    fresh = t.open_store(database.url)
+    assert sold(store) == sold(other) == sold(fresh) == ["ann", "bob", "cyd"]
 
 
 def test_an_edit_by_hand_that_raises_the_roots_number_is_seen_by_all(
@@ -636,6 +655,9 @@ def test_no_text_shows_the_password(guarded):
         "postgresql://u:sesame@[::1/x",
         "postgresql://u@host/x?password=sesame&foo=1",
         "postgresql://u:se@same@host/x?foo=1",
+        "postgresql://u:ses@ame@host/x",
+        "postgresql://u:ses/same@host/x",
+        "postgresql://u:12/same@host/x",
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_without_its_password(url):
@@ -653,6 +675,11 @@ def test_a_url_that_cannot_be_read_is_refused_without_its_password(url):
         ("postgresql://ann:secret@h:5432/x", "postgresql://ann@h:5432/x"),
         ("postgresql://ann@h/x?password=secret", "postgresql://ann@h/x"),
         ("postgresql://ann:s@cr:et?@h1,h2:2/x", "postgresql://ann@h1,h2:2/x"),
+        ("postgresql://h:5432/x?password=se@cret", "postgresql://h:5432/x"),
+        ("postgresql://h:1/x?a=b&sslpassword=s@t", "postgresql://h:1/x"),
+        ("postgresql://ann:sec\nret@h/x", "postgresql://ann@h/x"),
+        ("postgresql://ann:secret@[::1]:5432/x", "postgresql://ann@[::1]:5432/x"),
+        ("postgresql://ann:s%40t@%2Frun%2Fpg/x", "postgresql://ann@%2Frun%2Fpg/x"),
         ("postgres://h/x", "postgres://h/x"),
         ("postgresql://:secret@h/x", "postgresql://@h/x"),
     ],
