@@ -276,7 +276,7 @@ def test_only_a_database_that_stays_away_leaves_a_commit_in_doubt(
     seen = store.load()
     cut = Cut(store, monkeypatch)
     cut.when, cut.then = when, own.kill
-    with pytest.raises(t.InDoubt, match="outcome is unknown.*Read the event"):
+    with pytest.raises(t.InDoubt, match=r"outcome is unknown.*Read the event"):
         store.swap(seen, wanting(seen, "ann"))
     own.start()
     assert ("ann" in sold(store)) == (when == "after")
