@@ -183,9 +183,13 @@ def respond() -> None:
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
                     poller.register(connection, selectors.EVENT_READ)
-                elif key.fileobj.recv(1 << 16):
-                    key.fileobj.send(answer)
-                else:
+                    continue
+                try:
+                    is_open = bool(key.fileobj.recv(1 << 16))
+                    key.fileobj.send(answer if is_open else b"")
+                except ConnectionError:  # the client hung up before its answer came
+                    is_open = False
+                if not is_open:
                     poller.unregister(key.fileobj)
                     key.fileobj.close()
 
