@@ -718,6 +718,22 @@ def test_a_booking_under_a_key_is_made_once(client, saved, ann, bob, words):
     assert saved() == before
 
 
+@pytest.mark.parametrize("stored", ["mailto:ann@b.co", "email:ann@b.co"])
+def test_a_repeated_cancel_finds_nothing_whatever_it_names(client, db, saved, stored):
+    make(client, 1, 5)
+    user = {"userEmail": "ann@b.co"}
+    book(client, 1, **user)
+    db.write_text(db.read_text().replace("mailto:ann@b.co", stored))
+    headers = {"Idempotency-Key": "gone", "If-Match": '"1"'}
+    body = {"eventId": 1, **user}
+    assert client.post("/cancel", json=body, headers=headers).status_code == 200
+    book(client, 1, **user)
+    before = saved()
+    again = client.post("/cancel", json=body, headers=headers)
+    assert again.status_code == 404
+    assert saved() == before
+
+
 # --- one inventory --------------------------------------------------------------------
 
 
