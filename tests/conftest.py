@@ -16,6 +16,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
 import postgres  # noqa: E402 -- only now can they be found
+from furnished import house_of  # noqa: E402
 
 import ticketboss  # noqa: E402
 
@@ -46,8 +48,9 @@ INSIST = "TICKETBOSS_TESTS_INSIST"  # set by .ci/run: a test that is skipped fai
 
 def require_tool(*names: str) -> str:
     """The path of the first of these programs; without any, the test is skipped."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
     for name in names:
-        found = shutil.which(name)
+        found = shutil.which(name, path=path)
         if found is not None:
             return found
     skip(f"needs {' or '.join(names)}")
@@ -263,6 +266,12 @@ def client(make_app: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture
+def house(make_app: Callable[..., Any], db: Path) -> tuple[Any, Any, Any]:
+    """A client, the headers of an admin, and all changes that the admin could make."""
+    return house_of(make_app, db)
+
+
+@pytest.fixture
 def saved(db: Path) -> Callable[[], dict[str, Any]]:
     """saved(): what the file says now."""
     return lambda: json.loads(db.read_text())
@@ -282,16 +291,18 @@ class Server:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
             cwd=db.parent,
         )
+        self._read_banner()
+
+    def _read_banner(self) -> None:
+        """Read what it prints, up to the line with its URL."""
         self.banner = ""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.banner += line
             if found := re.search(r"http://\S+", line):
                 self.url = found[0]
-                break
-        else:
-            assert self.process.stderr is not None
-            raise AssertionError(self.banner + self.process.stderr.read())
+                return
+        raise AssertionError(self.banner + self.process.communicate()[1])
 
     def ask(
         self, method: str, path: str, body: object = None, **headers: str
@@ -317,6 +328,16 @@ class Server:
         is_json = "json" in (head.get("Content-Type") or "")
         told = json.loads(raw) if is_json else (raw.decode() or None)
         return status, told, dict(head)
+
+    def order_at_once(self, buyers: list[str], **headers: str) -> list[int]:
+        """The status that each buyer gets, when all order a seat at the same time."""
+
+        def order(buyer: str) -> int:
+            body = {"partnerId": buyer, "seats": 1}
+            return self.ask("POST", "/reservations", body, **headers)[0]
+
+        with ThreadPoolExecutor(len(buyers)) as pool:
+            return [*pool.map(order, buyers)]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
         """End it; its exit status, and what it printed since the banner."""

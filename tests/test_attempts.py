@@ -229,24 +229,8 @@ def unchecked(serve: Callable[..., Server]) -> Server:
     return serve("--unchecked", "--think", "500ms", "--seats", "40")
 
 
-def at_once(server: Server, buyers: list[str], **headers: str) -> list[int]:
-    """The status that each buyer gets, when all order a seat at the same time."""
-    statuses: dict[str, int] = {}
-
-    def order(who: str) -> None:
-        body = {"partnerId": who, "seats": 1}
-        statuses[who] = server.ask("POST", "/reservations", body, **headers)[0]
-
-    threads = [threading.Thread(target=order, args=(who,)) for who in buyers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [statuses[who] for who in buyers]
-
-
 def test_thirty_at_once_are_all_confirmed_and_nearly_all_lost(unchecked):
-    assert at_once(unchecked, [f"p{n}" for n in range(30)]) == [201] * 30
+    assert unchecked.order_at_once([f"p{n}" for n in range(30)]) == [201] * 30
     place = re.search(r"stored in (\S+)", unchecked.banner)[1]
     in_file = json.loads(Path(place).read_text())["reservations"]
     told = unchecked.ask("GET", "/attempts")[1]
@@ -297,7 +281,7 @@ def test_without_a_pause_it_takes_two_seconds_so_that_a_class_collides(serve):
     server = serve("--unchecked")
     assert "NO CHECK: " in server.banner
     began = time.monotonic()
-    assert at_once(server, ["anna", "ben"]) == [201, 201]
+    assert server.order_at_once(["anna", "ben"]) == [201, 201]
     assert time.monotonic() - began >= 2
     assert len(server.ask("GET", "/reservations")[1]) == 1
 

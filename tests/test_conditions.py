@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from furnished import CHANGES, error_of, house_of, unchanged
+from furnished import CHANGES, error_of, unchanged
 
 MANGLED = [  # what compressing proxies make of "V"
     'W/"V"',
@@ -17,12 +17,6 @@ MANGLED = [  # what compressing proxies make of "V"
     '"V-br"',
     '"gzip-V"',
 ]
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
 
 
 def version_of(client, event_id):

@@ -5,14 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from furnished import BOOKER, PASSWORD, error_of, house_of, inhabited, unchanged
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
-
+from furnished import BOOKER, PASSWORD, error_of, inhabited, unchanged
 
 # --- how many are held ---------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import jwt
 import pytest
+from furnished import register
 
 import ticketboss
 from ticketboss import (
@@ -408,17 +409,7 @@ def test_a_lock_is_had_again_once_its_holder_is_killed(make_app, db):
 
 
 def test_a_password_is_kept_as_a_hash_that_is_dear_to_guess(client, saved):
-    assert (
-        client.post(
-            "/api/v1/auth/register",
-            json={
-                "username": "ann",
-                "email": "ann@example.com",
-                "password": "12345678",
-            },
-        ).status_code
-        == 201
-    )
+    assert register(client, "ann").status_code == 201
     method, salt, digest = saved()["accounts"]["members"]["1"]["password"].split("$")
     name, *cost = method.split(":")
     assert name == "scrypt"

@@ -9,7 +9,7 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from furnished import SEEDED, error_of, house_of, unchanged
+from furnished import SEEDED, error_of, unchanged
 
 LIMIT = 65_536
 ORDER = b'{"partnerId":"abc-corp","seats":3}'
@@ -71,12 +71,6 @@ def test_options_of_the_whole_server_is_answered(serve):
     assert status in {200, 204}
     assert told is None
     assert say(server, b"GET " + line)[0] in {400, 404}
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
 
 
 BAD_HEADERS = [

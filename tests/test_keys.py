@@ -12,7 +12,6 @@ from furnished import (
     CHANGES,
     SEEDED,
     error_of,
-    house_of,
     inhabited,
     unchanged,
 )
@@ -39,12 +38,6 @@ LISTED = {  # what partners see of a reservation, and nothing else
     "ts",
     "eventVersionAtReservation",
 }
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
 
 
 def is_replay(again, first):

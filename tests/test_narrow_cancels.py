@@ -10,17 +10,11 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from furnished import error_of, house_of, unchanged
+from furnished import error_of, unchanged
 
 PARTNER = ["cancel", "cancel in an event"]
 REMOVALS = ["removal", "removal of a dated event"]
 BOOKING = ["cancelled booking"]
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
 
 
 def free(client, change):

@@ -20,12 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from conftest import Server
-from deployed import ORDER, Launched, Wire, needed, one_line
+from conftest import Server, require_tool
+from deployed import ORDER, Launched, Wire, assert_option_is_refused
 from test_page import NAMES, Browser, Page
-
-import ticketboss
 
 FRONT_END = "http://localhost:5173"
 OTHER_FRONT_END = "https://shop.example"
@@ -339,14 +336,7 @@ def test_a_front_end_may_ask_first_where_a_login_is_required(serve):
 )
 def test_what_is_no_origin_stops_the_start_in_one_line(tmp_path, monkeypatch, origin):
     monkeypatch.chdir(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        told = CliRunner().invoke(
-            ticketboss.main, ["--port", port, "--allow-origin", origin]
-        )
-    assert told.exit_code in {1, 2}
-    assert told.stdout == ""
-    one_line(told.stderr, "--allow-origin")
+    assert_option_is_refused("--allow-origin", origin)
     assert os.listdir(tmp_path) == []
 
 
@@ -377,7 +367,7 @@ class Nginx:
     """A stock nginx without any rights, before a server: one site for each way."""
 
     def __init__(self, upstream: str) -> None:
-        program = needed("nginx")
+        program = require_tool("nginx")
         self.folder = Path(tempfile.mkdtemp())
         # It is given sockets that listen already, as after an upgrade of nginx, so
         # that no port has to be guessed.
@@ -435,7 +425,7 @@ def proxied(
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One browser for all of these tests."""
-    needed(*NAMES)
+    require_tool(*NAMES)
     browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.end()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import postgres
 import pytest
-from conftest import HERE, PROGRAM, SQLPlace, wait_until
+from conftest import HERE, PROGRAM, SQLPlace, require_tool, wait_until
 from keepalive import Crowd
 from postgres import psycopg
 
@@ -559,10 +558,7 @@ def can_connect(path):
 @pytest.fixture
 def pooled(own):
     """The URL of a pooler in transaction mode, with few connections to share."""
-    pgbouncer = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
-    if not os.path.exists(pgbouncer):
-        insists = os.environ.get("TICKETBOSS_TESTS_INSIST")
-        (pytest.fail if insists else pytest.skip)("no pgbouncer")
+    pgbouncer = require_tool("pgbouncer")
     settings = own.folder / "pgbouncer.ini"
     settings.write_text(
         f"[databases]\npostgres = host={own.folder} user=tb\n[pgbouncer]\n"

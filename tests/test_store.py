@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from conftest import wait_until
+from furnished import register
 
 import ticketboss
 from ticketboss import (
@@ -335,17 +336,7 @@ def test_a_commit_keeps_the_mode_and_the_owner(mode, store, db):
 
 def test_a_file_with_passwords_in_it_is_its_owners_alone(client, db):
     db.chmod(0o644)
-    assert (
-        client.post(
-            "/api/v1/auth/register",
-            json={
-                "username": "ann",
-                "email": "ann@example.com",
-                "password": "12345678",
-            },
-        ).status_code
-        == 201
-    )
+    assert register(client, "ann").status_code == 201
     assert stat.S_IMODE(db.stat().st_mode) == 0o600
 
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from furnished import BOOKER, SEEDED, error_of, house_of, unchanged
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
+from furnished import BOOKER, SEEDED, error_of, unchanged
 
 
 @pytest.mark.parametrize(
