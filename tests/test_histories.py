@@ -207,7 +207,7 @@ MORE = Op("resize", 17, 18, 5, seats=20, answer="done")
 GOOD = [SOLD, WAITS, FULL, READ, BACK, THEN, BOOK, TWICE, FEWER, LATER]
 
 
-def test_a_history_that_could_have_been_is_not_complained_of():
+def test_the_checker_accepts_a_possible_history():
     assert [*complaints(GOOD, Office(10))] == []
     # Nor is one in which what overlaps took effect in another order than it was called.
     early = WAITS._replace(called=0.5, returned=5.5)
@@ -276,20 +276,20 @@ def test_a_history_that_could_have_been_is_not_complained_of():
         (BOOK, BOOK._replace(called=6, returned=6.1), "between 2 and 2, it is of 4"),
     ],
 )
-def test_a_history_that_was_tampered_with_is_complained_of(was, told, complaint):
+def test_the_checker_rejects_a_history_that_was_tampered_with(was, told, complaint):
     history = [told if op is was else op for op in GOOD]
     found = [*complaints([op for op in history if op is not None], Office(10))]
     assert found
     assert any(part in found[0] for part in complaint.split("|")), found[0]
 
 
-def test_a_change_of_the_seats_is_replayed_too():
+def test_the_checker_replays_a_change_of_the_seats():
     assert [*complaints([*GOOD, MORE], Office(10))] == []
     less = MORE._replace(seats=5)
     assert "left -1 of 5 seats" in next(complaints([*GOOD, less], Office(10)))
 
 
-def test_two_refusals_of_one_client_must_have_reasons_in_their_order():
+def test_the_checker_wants_the_reasons_of_two_refusals_in_their_order():
     # Sold out only at version 1, and three seats free only at version 2.
     sold = Op("reserve", 0, 10, 1, "a", "ann", 9, answer="confirmed")
     part = Op("cancel", 0, 10, 2, "a", seats=3, answer="done")
@@ -506,7 +506,7 @@ def settled(history: list[Op], records: dict[str, Any]) -> list[Op]:
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "with kill -9 in between"])
-def test_what_two_servers_answer_could_have_happened_one_by_one(
+def test_the_answers_of_two_servers_are_linearizable(
     serve, database_in, tmp_path, pick, killed
 ):
     operations = pick(1000, 10_000, 100_000) if killed else pick(3000, 10**5, 10**6)

@@ -50,7 +50,7 @@ def test_http_1_1_without_a_host_is_400(serve, db):
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_a_request_with_two_hosts_is_400_wherever_it_is_listened(serve, db, version):
+def test_a_request_with_two_hosts_is_400_on_every_address(serve, db, version):
     server = serve("--host", "*")
     hosts = b"Host: localhost\r\nHost: evil.example\r\n"
     length = b"Content-Length: %d\r\n\r\n" % len(ORDER)
@@ -100,9 +100,7 @@ BAD_HEADERS = [
         ("BREW", "/_health"),
     ],
 )
-def test_a_method_that_is_not_there_is_405_whatever_else_is_wrong(
-    house, db, method, path
-):
+def test_an_unknown_method_is_405_whatever_else_is_wrong(house, db, method, path):
     client, _, _ = house
     with unchanged(db):
         for headers in BAD_HEADERS:
@@ -114,7 +112,7 @@ def test_a_method_that_is_not_there_is_405_whatever_else_is_wrong(
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/api/v1/nothing", "/api/v2/event"])
-def test_a_path_that_is_not_there_is_404_whatever_else_is_wrong(house, db, path):
+def test_an_unknown_path_is_404_whatever_else_is_wrong(house, db, path):
     client, _, _ = house
     with unchanged(db):
         for headers in BAD_HEADERS:
@@ -164,7 +162,7 @@ def in_chunks(client, path, body, method="POST"):
         ("DELETE", "/api/v1/booking/1"),
     ],
 )
-def test_a_body_in_chunks_that_goes_on_beyond_64_kib_is_413(house, db, method, path):
+def test_a_chunked_body_of_more_than_64_kib_is_413(house, db, method, path):
     client, _, _ = house
     with unchanged(db):
         for more in (b"rubbish", b" ", ORDER, b" " * LIMIT):
@@ -173,7 +171,7 @@ def test_a_body_in_chunks_that_goes_on_beyond_64_kib_is_413(house, db, method, p
             assert "64 KiB" in error_of(answer)
 
 
-def test_a_body_in_chunks_is_read_to_its_end(house, db):
+def test_a_chunked_body_is_read_to_its_end(house, db):
     client, _, _ = house
     with unchanged(db):
         inside = ORDER.ljust(LIMIT - 7) + b"rubbish"

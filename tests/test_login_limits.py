@@ -123,14 +123,14 @@ def test_guesses_at_an_account_from_one_address_are_stopped(guess):
     assert guess("student1", PASSWORD) == 200
 
 
-def test_nobody_is_locked_out_of_an_account_by_those_at_other_addresses(guess):
+def test_guesses_from_other_addresses_lock_no_user_out(guess):
     for number in (2, 3):
         address = f"127.0.0.{number}"
         assert [guess(address=address) for _ in range(4)] == [401] * 3 + [429]
     assert guess(password=PASSWORD) == 200
 
 
-def test_both_ways_to_log_in_share_their_failures(guess):
+def test_both_login_routes_share_their_count_of_failures(guess):
     told = [guess(way=WAYS[number % 2]) for number in range(4)]
     assert told == [401] * 3 + [429]
 
@@ -140,7 +140,7 @@ def test_good_logins_do_not_count(guess):
     assert [guess() for _ in range(4)] == [401] * 3 + [429]
 
 
-def test_a_good_login_takes_back_its_own_count_and_no_failure(guess):
+def test_a_good_login_clears_no_earlier_failure(guess):
     told = [guess(password=p) for p in ("no", "no", PASSWORD, "no", PASSWORD)]
     assert told == [401, 401, 200, 401, 429]
 
@@ -153,7 +153,9 @@ def test_guesses_at_many_accounts_from_one_address_are_stopped(serve):
 
 
 @pytest.mark.parametrize("limit", ["nonsense", "10", "", "-1 per minute"])
-def test_a_limit_that_is_none_stops_the_start_in_one_line(tmp_path, monkeypatch, limit):
+def test_an_unusable_login_limit_stops_the_start_in_one_line(
+    tmp_path, monkeypatch, limit
+):
     monkeypatch.chdir(tmp_path)
     assert_option_is_refused("--login-limit", limit)
     assert os.listdir(tmp_path) == []
@@ -172,7 +174,7 @@ def test_an_address_registers_sixty_times_a_minute(client):
     assert ask("192.0.2.2").status_code == 400
 
 
-def test_a_crowd_of_logins_holds_up_neither_reads_nor_sales(serve):
+def test_a_crowd_of_logins_delays_neither_reads_nor_sales(serve):
     server, crowd = serve(), 120
     clients = []
     try:

@@ -549,7 +549,7 @@ def furnished(make_app, db):
 
 
 @pytest.mark.usefixtures("quick")
-def test_no_request_breaks_anything(furnished, db, pick):
+def test_no_random_request_causes_a_500_or_a_broken_file(furnished, db, pick):
     codes = set()
     for seed in range(pick(3000, 10_000, 100_000) // ROUND):
         client, reader = furnished(**SETTINGS[seed % len(SETTINGS)]), Store(str(db))
@@ -738,7 +738,7 @@ def statuses(heard, where):
     return found
 
 
-def test_nothing_on_the_wire_breaks_the_server(serve, db, pick):
+def test_no_random_bytes_on_the_wire_break_the_server(serve, db, pick):
     server = serve("--seats", "1000000")  # the larger runs would sell out
     address = urlsplit(server.url).hostname, urlsplit(server.url).port
     sent, answers = [on_the_wire(n) for n in range(pick(300, 1000, 10_000))], []

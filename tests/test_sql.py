@@ -78,7 +78,7 @@ def version(store):
 # --- what it promises ----------------------------------------------------------------
 
 
-def test_a_first_start_makes_what_a_file_would_hold(store, tmp_path):
+def test_a_first_start_stores_the_same_content_as_a_file(store, tmp_path):
     file = t.open_store(str(tmp_path / "db.json"))
     file.open(SEATS)
     assert store.load().database == file.load().database
@@ -169,7 +169,7 @@ def test_threads_that_wait_for_an_answer_share_one_that_was_asked_after_they_cam
     assert answers == [True] * 200
 
 
-def test_a_lock_keeps_every_other_writer_away(store, database):
+def test_a_lock_excludes_every_other_writer(store, database):
     impatient = t.open_store(database.url, 0.2)
     with store.lock():
         seen = impatient.load()  # a reader is let in
@@ -180,9 +180,7 @@ def test_a_lock_keeps_every_other_writer_away(store, database):
     assert sold(store) == ["bob", "ann"]
 
 
-def test_who_stops_in_the_middle_of_a_sale_does_not_shut_the_others_out(
-    store, database
-):
+def test_a_seller_that_stops_in_the_middle_does_not_block_the_others(store, database):
     # The server ends the transaction of a client that is silent while it has the lock.
     stopped = t.open_store(database.url, 0.3)
     with stopped.lock():
@@ -367,7 +365,7 @@ def test_a_serialization_failure_is_no_sale_and_asks_to_read_again(
     assert sell(store, "ann")
 
 
-def test_a_full_disk_there_is_a_refusal_and_changes_nothing(store, database):
+def test_a_full_disk_of_the_database_is_a_refusal_and_changes_nothing(store, database):
     end = failing(database, "disk_full", "No space left on device")
     with pytest.raises(t.Unavailable, match="No space left on device"):
         sell(store, "ann")
@@ -725,7 +723,7 @@ def test_reset_keeps_what_was_there_in_a_file(database, store, tmp_path, monkeyp
 # --- copy ----------------------------------------------------------------------------
 
 
-def test_a_copy_there_and_back_is_what_was_copied(database, tmp_path):
+def test_a_copy_to_sql_and_back_equals_the_original(database, tmp_path):
     here, back = tmp_path / "db.json", tmp_path / "back.json"
     app = t.create_app(t.Settings(db=str(here), quiet=True, standalone=True))
     client = app.test_client()
@@ -773,7 +771,7 @@ def test_a_copy_of_nothing_leaves_nothing_behind(database, tmp_path):
     assert not database.exists()
 
 
-def test_a_copy_waits_for_who_writes(database, store, tmp_path):
+def test_a_copy_waits_for_a_running_write(database, store, tmp_path):
     with store.lock():
         copying = subprocess.Popen(
             [sys.executable, str(PROGRAM), "copy", database.url, f"{tmp_path}/db.json"],

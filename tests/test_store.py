@@ -122,7 +122,7 @@ def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
     assert [d.event.version for d in database.events()] == [1, 1]
 
 
-def test_two_who_open_the_same_event_do_not_both_succeed(store, other):
+def test_of_two_openings_of_the_same_event_only_one_succeeds(store, other):
     ann, bob = store.load(), other.load()
     assert store.swap(ann, opening(7)(ann.database))
     assert sell(store, "first", 1, "7")
@@ -190,7 +190,7 @@ def swapped(store, name):
     return store.swap(seen, selling(name)(seen.database))
 
 
-def test_whoever_loses_the_race_decides_again_and_is_second(store, other):
+def test_a_sale_that_loses_the_race_retries_and_is_second(store, other):
     seen = []
 
     def decide(database):
@@ -206,7 +206,7 @@ def test_whoever_loses_the_race_decides_again_and_is_second(store, other):
     assert sold["slower"].event_version_at_reservation == 2
 
 
-def test_who_decides_for_the_second_time_keeps_everybody_else_out(store, other):
+def test_a_second_decision_excludes_all_other_writers(store, other):
     shut_out = []
 
     def decide(database):
@@ -249,7 +249,7 @@ def test_every_edit_in_place_is_seen(store, db):
         assert store.load().database.document(None).event.name == f"Number {number:08}"
 
 
-def test_a_file_put_back_is_the_one_that_is_read(store, db):
+def test_a_restored_file_is_read(store, db):
     good = db.rename(db.with_name("good"))
     with pytest.raises(Unavailable):
         store.load()
@@ -310,7 +310,7 @@ def mask(request):
 
 
 @pytest.mark.usefixtures("mask")
-def test_a_new_file_and_its_lock_are_their_owners_alone(store, db):
+def test_a_new_file_and_its_lock_are_readable_by_their_owner_alone(store, db):
     for name in "ann", "bob":
         assert stat.S_IMODE(db.stat().st_mode) == 0o600
         assert stat.S_IMODE(os.stat(f"{db.parent}/.db.json.lock").st_mode) == 0o600
@@ -334,7 +334,7 @@ def test_a_commit_keeps_the_mode_and_the_owner(mode, store, db):
     assert after.st_ino != before.st_ino
 
 
-def test_a_file_with_passwords_in_it_is_its_owners_alone(client, db):
+def test_a_file_with_passwords_is_readable_by_its_owner_alone(client, db):
     db.chmod(0o644)
     assert register(client, "ann").status_code == 201
     assert stat.S_IMODE(db.stat().st_mode) == 0o600
@@ -371,7 +371,7 @@ def test_a_lock_that_is_lost_while_it_is_held_is_noticed(gone, store, other, db)
     assert told(db)[2] == set()
 
 
-def test_after_a_reset_that_made_the_lock_anew_others_sell(store, other, db):
+def test_after_a_reset_that_made_a_new_lock_other_servers_sell(store, other, db):
     sell(store, "ann")
     (db.parent / ".db.json.lock").unlink()
     kept = store.reset(SEATS, f"{db}.old")
@@ -561,7 +561,7 @@ def test_a_byte_order_mark_is_read_and_not_written(store, db):
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-def test_a_file_that_is_not_right_is_refused_and_left_alone(bad, store, db):
+def test_an_invalid_file_is_refused_and_left_alone(bad, store, db):
     good = json.dumps(SOLD)
     db.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
     assert refused(store, db)
@@ -590,7 +590,9 @@ def good_fifo(path):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, good_fifo])
-def test_what_is_no_file_is_refused_at_once_and_left_alone(make, store, db):
+def test_a_path_that_is_not_a_plain_file_is_refused_at_once_and_left_alone(
+    make, store, db
+):
     db.unlink()
     end = make(db)
     before = db.lstat()
@@ -737,7 +739,7 @@ def test_a_start_leaves_the_draft_of_a_writer_that_lives(store, other, db, monke
     assert told(db) == (1, SEATS - 1, {"ann"})
 
 
-def test_a_worker_that_is_started_again_does_not_offer_sold_seats_once_more(store, db):
+def test_a_restarted_worker_does_not_offer_sold_seats_again(store, db):
     sell(store, "ann")
     db.unlink()
     with pytest.raises(Unavailable):
@@ -746,7 +748,7 @@ def test_a_worker_that_is_started_again_does_not_offer_sold_seats_once_more(stor
     assert not db.exists()
 
 
-def test_a_worker_seeds_where_there_was_never_a_file(db):
+def test_a_worker_seeds_a_file_where_there_was_none(db):
     Store(str(db)).open(SEATS, may_seed=False)
     assert told(db) == (0, SEATS, set())
 
@@ -823,7 +825,7 @@ def renames(monkeypatch):
     return calls, faults
 
 
-def test_all_who_come_during_a_commit_share_the_next_write(store, db, renames):
+def test_orders_that_arrive_during_a_commit_share_the_next_write(store, db, renames):
     results = Crowd(store, [selling(str(number)) for number in range(31)]).run()
     sold = [turn for turn in results if not isinstance(turn, Exception)]
     full = [error for error in results if isinstance(error, NotEnoughSeats)]
@@ -887,7 +889,9 @@ def test_a_write_that_fails_fails_all_who_share_it_and_changes_nothing(
     assert sell(store, "next").changed
 
 
-def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_them_all(store, db, monkeypatch):
+def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_the_whole_file(
+    store, db, monkeypatch
+):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, bytes(data[:7])))
     sell(store, "ann")
@@ -906,7 +910,7 @@ def test_a_refusal_alone_is_not_written(store, db, renames):
     assert (renames[0], db.stat()) == ([], before)
 
 
-def test_the_next_in_line_leads_when_the_leader_has_gone(store, db, renames):
+def test_the_next_order_in_line_leads_when_the_leader_has_gone(store, db, renames):
     transactions, results = Transactions(store, timeout_s=20), []
     threads = [
         threading.Thread(
@@ -925,7 +929,7 @@ def test_the_next_in_line_leads_when_the_leader_has_gone(store, db, renames):
     assert 1 <= len(renames[0]) <= SEATS
 
 
-def test_who_thinks_is_overtaken_and_told_how_often_it_decided(store, other):
+def test_a_sale_that_thinks_is_overtaken_and_counts_its_attempts(store, other):
     thinking = Transactions(store, think_s=0.001)
     decided = []
 
@@ -967,7 +971,7 @@ def holder(store, db):
     process.communicate()
 
 
-def test_while_another_process_has_the_lock_reads_go_on_and_no_sale_does(
+def test_while_another_process_has_the_lock_reads_are_answered_and_sales_are_not(
     store, db, holder
 ):
     before = db.read_bytes()
@@ -984,7 +988,7 @@ def test_while_another_process_has_the_lock_reads_go_on_and_no_sale_does(
     assert told(db) == (1, SEATS - 1, {"bob"})
 
 
-def test_who_cannot_wait_any_longer_leaves_the_queue_and_buys_nothing(store, db):
+def test_an_order_that_times_out_leaves_the_queue_and_buys_nothing(store, db):
     crowd = Crowd(store, [], timeout_s=0.05)
     crowd.threads[0].start()
     assert crowd.first.wait(20)
