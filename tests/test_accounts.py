@@ -505,13 +505,13 @@ def test_a_token_with_any_one_character_changed_is_bad(visit, ann):
     assert {token for token in changed - {good} if status(token) != 401} == set()
 
 
-def test_a_token_is_good_only_where_its_key_is(visit, ann):
+def test_a_token_is_accepted_only_under_the_key_that_signed_it(visit, ann):
     assert visit().get("/api/v1/auth/me", headers=ann).status_code == 200
     elsewhere = visit(jwt_secret=KEY)
     assert elsewhere.get("/api/v1/auth/me", headers=ann).status_code == 401
 
 
-def test_an_account_that_is_gone_has_no_good_token(visit, ann, edit):
+def test_a_token_of_a_missing_account_is_refused(visit, ann, edit):
     client = visit()
     assert client.get("/api/v1/auth/me", headers=ann).status_code == 200
     edit(lambda members: members.pop("2"))
@@ -837,7 +837,7 @@ def test_all_names_of_an_account_are_one_user(visit, ann, name, required):
         "stra\u00dfe@example.com",
     ],
 )
-def test_an_account_books_by_the_very_address_it_registered(fresh, address):
+def test_an_account_books_by_the_address_it_registered(fresh, address):
     client = fresh(require_login=True)
     assert signed_up(client, "remy", email=address).status_code == 201
     me = {"username": "remy", "password": PASSWORD}

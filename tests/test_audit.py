@@ -272,7 +272,7 @@ def left_behind(event_id=SEEDED):
     )
 
 
-def test_a_refusal_names_the_order_at_the_head_and_how_to_serve_it(make_app, db):
+def test_a_refusal_beside_seats_that_fit_the_head_points_to_the_repair(make_app, db):
     file = left_behind() | {"events": {"7": left_behind(7)}}
     db.write_text(json.dumps(file))
     client = make_app().test_client()

@@ -30,7 +30,7 @@ CATALOGUE = [
         "db.json is cut off, or full of NULs",
         [
             "test_store.py::test_a_file_cut_at_any_byte_is_refused_and_left_alone",
-            "test_rubbish.py::test_a_file_with_everything_in_it_is_refused_cut_at_any_byte",
+            "test_rubbish.py::test_a_complete_file_cut_at_any_byte_is_refused",
             "test_rubbish.py::test_a_file_with_any_bit_flipped_is_refused_or_its_sums_hold",
         ],
     ),
@@ -187,7 +187,7 @@ CATALOGUE = [
         "the power goes",
         [
             "test_crash.py::test_a_power_cut_at_any_moment_loses_nothing_acknowledged",
-            "test_crash.py::test_the_model_of_a_power_cut_catches_a_program",
+            "test_crash.py::test_the_model_of_a_power_cut_catches_each_faulty_program",
         ],
     ),
     (
@@ -203,7 +203,7 @@ CATALOGUE = [
         "a bug in a decision",
         [
             "test_faults.py::test_a_bug_in_one_decision_fails_that_request_alone",
-            "test_store.py::test_one_decision_that_fails_fails_only_itself",
+            "test_store.py::test_a_failed_decision_fails_only_its_own_order",
         ],
     ),
     (
@@ -257,7 +257,7 @@ CATALOGUE = [
         [
             (
                 "test_servers.py::"
-                "test_two_servers_sell_exactly_all_seats_and_refuse_only_then"
+                "test_two_servers_sell_exactly_all_seats_and_refuse_only_when_sold_out"
             ),
             "test_store.py::test_processes_that_sell_at_once_sell_each_seat_once",
             "test_histories.py::test_the_answers_of_two_servers_are_linearizable",
@@ -308,7 +308,7 @@ CATALOGUE = [
             "test_partner.py::test_a_cancel_serves_the_head_in_the_same_change",
             "test_booking.py::test_fifty_simultaneous_cancels_serve_the_first_fifty_in_line",
             "test_models.py::test_all_dialects_together_do_what_a_simple_model_does",
-            "test_tickets.py::test_the_laws_hold_in_every_order_of_a_few_steps",
+            "test_tickets.py::test_the_invariants_hold_in_every_order_of_a_few_steps",
         ],
     ),
     (
@@ -559,7 +559,7 @@ CATALOGUE = [
         70,
         "a good token of a user who is gone, or lost a role",
         [
-            "test_accounts.py::test_an_account_that_is_gone_has_no_good_token",
+            "test_accounts.py::test_a_token_of_a_missing_account_is_refused",
             (
                 "test_accounts.py::"
                 "test_a_role_is_read_from_the_store_and_not_from_the_token"

@@ -76,7 +76,7 @@ def test_every_fact_can_be_changed_and_is_one_version(client, saved):
 @pytest.mark.parametrize(
     "fact", [{"name": "X"}, {"totalSeats": 501}, {"price": 1}, {"sales": "closed"}]
 )
-def test_one_fact_changes_and_the_others_stay(client, fact):
+def test_a_change_of_one_fact_leaves_the_others(client, fact):
     before = client.get(EVENT).json
     after = change(client, **fact).json
     name = next(iter(fact))
@@ -93,7 +93,7 @@ def test_one_fact_changes_and_the_others_stay(client, fact):
     assert {k: after[k] for k in same} == {k: before[k] for k in same}
 
 
-def test_what_changes_nothing_counts_no_version(client, db):
+def test_a_change_to_the_same_values_counts_no_version(client, db):
     assert change(client, price=5).json["version"] == 1
     with unchanged(db):
         again = change(client, price=5, name="Node.js Meet-up", sales="open")

@@ -768,7 +768,7 @@ def test_the_option_seats_has_the_same_bounds_for_a_command(
     assert listing(tmp_path) == []
 
 
-def test_a_second_reset_keeps_what_the_first_one_left(run, db, saved):
+def test_a_second_reset_keeps_the_old_file_of_the_first(run, db, saved):
     run("reset", "--yes", "--seats", "7")
     first = db.read_text()
     ended = run("reset", "--yes", "--seats", "9")

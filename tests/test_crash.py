@@ -798,7 +798,9 @@ def written_in_place(trace):
         (written_in_place, "unreadable"),
     ],
 )
-def test_the_model_of_a_power_cut_catches_a_program(plant, harms, tmp_path, say):
+def test_the_model_of_a_power_cut_catches_each_faulty_program(
+    plant, harms, tmp_path, say
+):
     planted = plant(traced(str(tmp_path / "db.json")))
     states, unreadable, lost = judged(planted, str(tmp_path / "there" / "db.json"))
     say(

@@ -124,7 +124,7 @@ def test_without_a_port_the_server_takes_the_default(db):
     assert re.search(r"--port\b.*\b3000\b", re.sub(r"\s+", " ", out))
 
 
-def test_a_command_ignores_what_a_cluster_set_too(db):
+def test_a_command_ignores_a_port_that_a_cluster_set(db):
     assert ended(db.parent, "reset", "--yes")[0] == 0
     code, out, err = ended(db.parent, "audit", TICKETBOSS_PORT=CLUSTER)
     assert code == 0
@@ -132,7 +132,7 @@ def test_a_command_ignores_what_a_cluster_set_too(db):
     assert "Traceback" not in err
 
 
-def test_under_another_server_what_a_cluster_set_is_ignored_too(db, monkeypatch):
+def test_under_another_server_a_port_that_a_cluster_set_is_ignored(db, monkeypatch):
     monkeypatch.setenv("TICKETBOSS_DB", str(db))
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
     monkeypatch.setenv("TICKETBOSS_PORT", CLUSTER)

@@ -991,7 +991,7 @@ def test_an_existing_event_id_is_409_under_a_condition_that_holds(client, db):
     assert client.get("/events/7").json["availableSeats"] == 2
 
 
-def test_412_is_the_callers_condition_and_409_is_the_seats(make_app, db):
+def test_a_failed_condition_is_412_and_missing_seats_are_409(make_app, db):
     client = make_app(seats=2).test_client()
     sell(client, 2)
     with unchanged(db):

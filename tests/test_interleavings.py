@@ -329,11 +329,11 @@ def counted(case: str, played: list[Order]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_order_of_two_ends_as_one_after_the_other(case, office, say):
+def test_every_interleaving_of_two_ends_as_a_serial_order(case, office, say):
     say(counted(case, office(CASES[case]).explore()))
 
 
-def test_every_order_of_three_ends_as_one_after_the_other(office, say, pick):
+def test_every_interleaving_of_three_ends_as_a_serial_order(office, say, pick):
     for case, wishes in [*OF_THREE.items()][: pick(1, 3, 3)]:
         say(counted(case, office(wishes).explore()))
 
@@ -344,7 +344,7 @@ def test_two_events_never_conflict(office):
         assert len(order.steps) == 2 * len(WORDS)
 
 
-def test_without_the_version_check_the_shortest_order_that_loses_a_sale_shows(
+def test_without_the_version_check_the_shortest_interleaving_that_loses_a_sale_is_found(
     office, say
 ):
     with pytest.raises(AssertionError) as told:

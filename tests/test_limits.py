@@ -272,7 +272,7 @@ def test_a_port_after_a_forwarded_address_makes_no_other_client(limited, one, ot
 
 
 @pytest.mark.parametrize("spelled", ["::FFFF:192.0.2.{}", "::ffff:c000:20{}"])
-def test_an_ipv4_address_in_ipv6_is_itself_however_it_is_written(limited, spelled):
+def test_an_ipv4_address_in_ipv6_counts_as_ipv4_in_any_spelling(limited, spelled):
     client = limited()
     assert statuses(client, 3, address="192.0.2.1") == [200] * 3
     assert statuses(client, 1, address=spelled.format(1)) == [429]

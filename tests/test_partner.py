@@ -171,7 +171,7 @@ def test_a_file_of_seed_000_can_be_sold_from_and_cancelled_in(db, make_app, save
 
 
 @pytest.mark.parametrize("key", ["a/b", "a\nb", "..", "ü?#%", " ", "a/b/c.d"])
-def test_a_record_is_found_by_whatever_id_it_has(db, make_app, key):
+def test_a_record_with_any_id_is_found(db, make_app, key):
     file = seed_000(**{key: "odd"})
     db.write_text(json.dumps(file))
     client = make_app().test_client()
@@ -279,7 +279,7 @@ def test_the_event_is_shown_in_exactly_six_fields(client):
     }
 
 
-def test_a_list_shows_records_in_exactly_these_fields(make_app):
+def test_a_list_shows_records_in_exactly_the_documented_fields(make_app):
     client = make_app(seats=10).test_client()
     stays, goes, waits = (
         bought(client, n, p, **WAIT) for n, p in ((5, "ann"), (3, "bob"), (9, "cyd"))
@@ -411,7 +411,7 @@ def test_a_page_with_after_begins_behind_that_record(crowded):
         assert "Link" not in told.headers
 
 
-def test_a_page_goes_on_although_its_last_record_was_cancelled(client):
+def test_a_page_continues_after_a_record_that_was_cancelled(client):
     ids = [bought(client) for _ in range(3)]
     page = client.get("/reservations?status=confirmed&limit=1")
     client.delete(f"/reservations/{ids[0]}")

@@ -411,7 +411,7 @@ def test_the_median_round_is_shown_unless_a_safe_strategy_lost_sales():
     assert shown("optimistic", (30, 0), (10, 1), (20, 0)) == (10, 1)
 
 
-def test_a_plan_of_seconds_is_said_in_minutes_before_it_starts(capfd):
+def test_a_planned_duration_is_stated_in_minutes_before_the_start(capfd):
     sizes = ticketboss.RaceSizes(16, 200, 100)
     ticketboss.announce_race(sizes, ticketboss.race_cases(5.0, None, ()))
     assert "3 races of 3 rounds: about 53 minutes." in capfd.readouterr().err

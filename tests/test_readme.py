@@ -248,7 +248,7 @@ def test_the_commands_of_beyond_one_machine_do_what_readme_says(terminals, own):
     assert back.read_bytes() == kept.read_bytes()
 
 
-def test_commands_and_what_they_print_are_in_blocks_of_their_own():
+def test_commands_and_their_output_are_in_separate_blocks():
     languages = [language for language, _ in BLOCK.findall(README)]
     assert languages.count("sh") > languages.count("text") > 20
     assert {*languages} == {"sh", "text", "bash", "dockerfile", "nginx"}

@@ -791,7 +791,7 @@ def rich(furnished, db):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_file_with_everything_in_it_is_refused_cut_at_any_byte(rich, db):
+def test_a_complete_file_cut_at_any_byte_is_refused(rich, db):
     client, whole = rich
     for length in range(len(whole.rstrip())):
         db.write_bytes(whole[:length])

@@ -94,7 +94,7 @@ def test_the_slower_of_two_swaps_is_refused(store, other):
     assert version(other) == 1
 
 
-def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
+def test_a_swap_of_one_event_keeps_the_changes_of_another(store, other):
     seen = store.load()
     event = t.Document.open(None, t.Event(2, "Another", 5, 5, 0))
     assert store.swap(seen, seen.database.with_document(event))
@@ -107,7 +107,7 @@ def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
         assert [*database.document("2").reservations] == ["bob"]
 
 
-def test_each_process_sees_at_its_next_reading_what_another_sold(store, other):
+def test_each_process_sees_the_sales_of_another_at_its_next_read(store, other):
     for number in range(100):
         assert sell((store, other)[number % 2], str(number))
         assert sold(store) == sold(other) == [str(n) for n in range(number + 1)]
@@ -148,9 +148,7 @@ def test_a_reservation_comes_after_all_that_were_there_in_every_list(store, data
     assert sold(t.open_store(database.url)) == ["c", "a", "b"]
 
 
-def test_threads_that_wait_for_an_answer_share_one_that_was_asked_after_they_came(
-    store, other
-):
+def test_waiting_threads_share_one_query_that_began_after_they_arrived(store, other):
     answers = []
     # Each sells in turn, so that no sale is refused by another's.
     turn = threading.Lock()
@@ -296,7 +294,7 @@ def test_a_commit_that_more_swaps_followed_than_are_remembered_is_in_doubt(
 
 
 @pytest.mark.parametrize("later", [0, 1, 3, 5, 80])
-def test_a_failover_that_loses_the_last_swaps_voids_what_was_read_of_them(
+def test_a_failover_that_loses_swaps_discards_the_documents_read_from_them(
     store, other, database, later
 ):
     # Played with a copy of the table: the new primary is the old one of a while ago.
@@ -408,7 +406,7 @@ def test_a_start_never_takes_the_place_of_sales_that_another_start_made_possible
     assert sold(late) == ["ann"]
 
 
-def test_a_table_that_came_after_a_start_had_looked_for_one_is_left_as_it_is(
+def test_a_table_created_during_a_start_is_left_as_it_is(
     cluster, tmp_path, monkeypatch
 ):
     place = SQLPlace(cluster, tmp_path)
@@ -489,9 +487,7 @@ def test_a_table_that_was_damaged_by_hand_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("body", ["NULL", "''", "'{]'"])
-def test_a_root_row_that_lost_its_marks_makes_all_read_again(
-    store, other, database, body
-):
+def test_a_root_row_without_marks_causes_a_complete_read(store, other, database, body):
     sell(store, "ann")
     other.load()
     table = f"{database.schema}.ticketboss"
@@ -707,7 +703,9 @@ def test_the_race_says_that_it_leaves_the_database_alone(tmp_path):
     assert "The race uses a throwaway file, not postgresql://u@host/x." in said
 
 
-def test_reset_keeps_what_was_there_in_a_file(database, store, tmp_path, monkeypatch):
+def test_a_reset_of_a_database_keeps_the_old_content_in_a_file(
+    database, store, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     sell(store, "ann")
     before = store.load().database

@@ -111,7 +111,7 @@ def test_the_slower_of_two_swaps_is_refused(store, other):
     assert told(store.path) == (1, SEATS - 1, {"ann"})
 
 
-def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
+def test_a_swap_of_one_event_keeps_the_changes_of_another(store, other):
     Transactions(store).transact(opening(7))
     ann, bob = store.load(), other.load()
     assert store.swap(ann, selling("ann")(ann.database))
@@ -706,9 +706,7 @@ def abandoned(db, name, monkeypatch):
     return os.path.basename(drafts[0])
 
 
-def test_a_start_clears_its_own_databases_drafts_away_and_nothing_else(
-    store, db, monkeypatch
-):
+def test_a_start_removes_only_the_drafts_of_its_own_database(store, db, monkeypatch):
     keep = ["db.json", ".db.json.lock", "db.json.2025.old", ".db.json.swp", "notes.tmp"]
     for name in keep[2:]:
         db.with_name(name).write_text("mine")
@@ -844,7 +842,7 @@ def test_orders_that_arrive_during_a_commit_share_the_next_write(store, db, rena
     assert len(set(map(id, full))) == len(full)
 
 
-def test_one_decision_that_fails_fails_only_itself(store, db, renames):
+def test_a_failed_decision_fails_only_its_own_order(store, db, renames):
     def fail(_):
         raise ZeroDivisionError
 
@@ -869,7 +867,7 @@ def test_one_decision_that_fails_fails_only_itself(store, db, renames):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_write_that_fails_fails_all_who_share_it_and_changes_nothing(
+def test_a_failed_write_fails_all_orders_that_share_it_and_changes_nothing(
     code, store, db, renames
 ):
     renames[1][2] = code

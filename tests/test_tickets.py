@@ -463,7 +463,7 @@ def check(before, after):
     assert len(touched) + len(new) <= 1
 
 
-def test_the_laws_hold_in_every_order_of_a_few_steps(pick):
+def test_the_invariants_hold_in_every_order_of_a_few_steps(pick):
     walked = promoted = 0
 
     def walk(document, path, more):

@@ -207,9 +207,7 @@ def test_an_audit_replaces_nothing(db, flag):
     [errno.ENOSPC, errno.EACCES],
     ids=errno.errorcode.get,
 )
-def test_where_nothing_can_be_written_reads_are_served_until_it_can(
-    launch, db, flag, number
-):
+def test_reads_are_served_while_nothing_can_be_written(launch, db, flag, number):
     db.write_text(SEED)
     flag.write_text(str(number))
     server = launch(REFUSED_RENAMES)
@@ -258,9 +256,7 @@ def test_a_write_that_failed_is_bad_health_until_one_succeeds(launch, db, flag):
     assert seats_free(db) == 499
 
 
-def test_health_proves_again_that_it_can_write_and_so_recovers(
-    launch, db, flag, tmp_path
-):
+def test_health_tries_another_write_and_so_recovers(launch, db, flag, tmp_path):
     beside = tmp_path.with_name(f"{tmp_path.name}.clock")
     beside.mkdir()
     clock = Clock(beside)
@@ -699,7 +695,7 @@ _multiprocessing.SemLock = NoSemaphores
     one_line(error, os.strerror(number), "/dev/shm")
 
 
-def test_a_race_says_how_long_it_takes_before_it_starts(tmp_path):
+def test_a_race_states_its_duration_before_the_start(tmp_path):
     process = started(tmp_path, *SMALL_RACE, "--think", "5")
     try:
         assert process.stderr is not None
