@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
 import postgres  # noqa: E402 -- only now can they be found
-from furnished import house_of  # noqa: E402
+from furnished import cheap_scrypt, house_of  # noqa: E402
 
 import ticketboss  # noqa: E402
 
@@ -269,6 +270,12 @@ def client(make_app: Callable[..., Any]) -> Any:
 def house(make_app: Callable[..., Any], db: Path) -> tuple[Any, Any, Any]:
     """A client, the headers of an admin, and all changes that the admin could make."""
     return house_of(make_app, db)
+
+
+@pytest.fixture
+def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a password hash take 3 ms, not 100. Another test checks its real cost."""
+    monkeypatch.setattr(hashlib, "scrypt", cheap_scrypt)
 
 
 @pytest.fixture

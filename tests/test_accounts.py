@@ -33,6 +33,8 @@ from ticketboss import (
     create_app,
 )
 
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
+
 PASSWORD = "correct horse battery"
 HASH = generate_password_hash(PASSWORD, "scrypt:1024:8:1")  # quicker to check
 KEY = "a key of more than thirty-two bytes, for the tests"
@@ -84,17 +86,6 @@ def bearer(token):
 def outcome(answer):
     """An answer's status and its JSON."""
     return answer.status_code, answer.get_json()
-
-
-@pytest.fixture(autouse=True)
-def cheaper_hashes(monkeypatch):
-    """Let a hash take 3 ms, not 100; how dear it should be is asked for as ever."""
-    real = hashlib.scrypt
-    monkeypatch.setattr(
-        hashlib,
-        "scrypt",
-        lambda *args, **cost: real(*args, **cost | {"n": min(1024, cost["n"])}),
-    )
 
 
 @pytest.fixture(scope="session")

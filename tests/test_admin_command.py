@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 
 import pytest
 from click.testing import CliRunner
-from furnished import PASSWORD, cheap_scrypt, inhabited, log_in, people, register
+from furnished import PASSWORD, inhabited, log_in, people, register
 
 import ticketboss
 
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
+
 OTHER = "another long password"
-
-
-@pytest.fixture(autouse=True)
-def cheaper_hashes(monkeypatch):
-    """Let a hash take 3 ms, not 100: other tests ask how dear it is."""
-    monkeypatch.setattr(hashlib, "scrypt", cheap_scrypt)
 
 
 def admin(db, email, *typed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import logging
@@ -10,17 +9,13 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from furnished import PASSWORD, cheap_scrypt, inhabited, people, register
+from furnished import PASSWORD, inhabited, people, register
+
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 AT_HOME = {"loopback": True}
 PATH = "/api/v1/auth/register"
 EVE = {"username": "eve", "email": "eve@example.com", "password": PASSWORD}
-
-
-@pytest.fixture(autouse=True)
-def cheaper_hashes(monkeypatch):
-    """Let a hash take 3 ms, not 100: other tests ask how dear it is."""
-    monkeypatch.setattr(hashlib, "scrypt", cheap_scrypt)
 
 
 @pytest.fixture

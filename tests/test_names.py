@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -13,13 +12,14 @@ from furnished import (
     BOOKER,
     PASSWORD,
     SEEDED,
-    cheap_scrypt,
     error_of,
     inhabited,
     log_in,
     register,
     unchanged,
 )
+
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 COMPOSED = "Jos\u00e9"
 DECOMPOSED = "Jose\u0301"
@@ -38,12 +38,6 @@ ONE_PERSON = [
     ("JOS\u00c9@example.com", "jose\u0301@EXAMPLE.com"),
     ("WEI\u00df@example.com", "wei\u00df@Example.COM"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def cheaper_hashes(monkeypatch):
-    """Let a hash take 3 ms, not 100: other tests ask how dear it is."""
-    monkeypatch.setattr(hashlib, "scrypt", cheap_scrypt)
 
 
 def record(name, **more):
