@@ -184,7 +184,7 @@ class SQLPlace:
         self.cluster.execute(f"DROP TABLE IF EXISTS {self.schema}.ticketboss")
 
     def read_bytes(self) -> bytes:
-        """What is in it, as a db.json says it."""
+        """Its content, in the form of a db.json."""
         return postgres.as_file(self.url, self.parent)
 
     def read_text(self) -> str:
@@ -192,7 +192,7 @@ class SQLPlace:
         return self.read_bytes().decode()
 
     def write_text(self, text: str) -> None:
-        """Put what a db.json says into it, over whatever is there."""
+        """Replace its content with that of a db.json."""
         self.write_bytes(text.encode())
 
     def write_bytes(self, text: bytes) -> None:
@@ -215,7 +215,7 @@ def pick(request: pytest.FixtureRequest) -> Callable[[int, int, int], int]:
 
 @pytest.fixture(autouse=True)
 def _as_quiet_as_before() -> Iterator[None]:
-    """What one test makes the program log, the next ones do not: millions of lines."""
+    """Restore the logger after each test: later tests would log millions of lines."""
     level, handlers = ticketboss.log.level, [*ticketboss.log.handlers]
     yield
     ticketboss.log.setLevel(level)
@@ -229,7 +229,7 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the proofs have to say, and why tests were skipped."""
+    """Print the figures of the proofs, and why tests were skipped."""
     for report in itertools.chain(*terminalreporter.stats.values()):
         for name, text in getattr(report, "user_properties", []):
             if name == "figure" and report.when == "call":
@@ -280,7 +280,7 @@ def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def saved(db: Path) -> Callable[[], dict[str, Any]]:
-    """saved(): what the file says now."""
+    """saved(): the parsed content of the file."""
     return lambda: json.loads(db.read_text())
 
 

@@ -20,7 +20,7 @@ from conftest import PROGRAM, SEEDED, Server
 import ticketboss
 
 ORDER = {"partnerId": "abc-corp", "seats": 1}
-PATIENCE_S = 30  # before a server that says nothing counts as hanging
+PATIENCE_S = 30  # before a silent server counts as hanging
 DRIVER = """
 import os, sys
 exec(os.environ.pop("FIRST"))

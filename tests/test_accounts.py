@@ -1,4 +1,4 @@
-"""Nobody does more than their account allows, and no answer tells a secret."""
+"""Nobody can do more than their account allows, and no answer contains a secret."""
 
 from __future__ import annotations
 
@@ -1046,7 +1046,7 @@ def test_no_answer_to_partners_shows_a_name_or_address_of_a_booking(visit, ann, 
 
 
 def test_the_number_of_a_booking_is_shown_only_in_its_own_answer(make_app, tmp_path):
-    # Whoever knows it may cancel; the key and the body are the partner's to choose.
+    # Anybody with the number may cancel; the partner chooses the key and the body.
     body = {
         "eventId": SEEDED,
         "firstName": "Ann",

@@ -1,4 +1,4 @@
-"""`/attempts` says who read what and what became of it; `--unchecked` loses sales."""
+"""`/attempts` lists each attempt and its outcome; `--unchecked` loses sales."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sell(client: Any, who: str, seats: int = 1, **headers: str) -> Any:
     return client.post("/reservations", json=body, headers=given)
 
 
-# --- What it says ------------------------------------------------------------
+# --- The list of attempts ----------------------------------------------------
 
 
 def test_the_list_of_attempts_is_empty_at_the_start(client):
@@ -189,7 +189,7 @@ def test_an_attempt_lists_the_version_that_each_of_its_decisions_read(make_app):
     ]
 
 
-# --- Who may see it ----------------------------------------------------------
+# --- Access to the list ------------------------------------------------------
 
 
 def test_where_login_is_required_users_see_their_own_attempts_and_admins_all(make_app):

@@ -1,4 +1,4 @@
-"""`audit` finds what the server lives with, and `audit --repair` serves who waits."""
+"""`audit` reports faults that a server tolerates; `audit --repair` serves the line."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from ticketboss import (
 
 SEEDED = "node-meetup-2025"
 
-# What each family hears: booked, waiting, cancelled, not there.
+# The texts for each form of a user id: booked, waiting, cancelled, not found.
 EMAIL = (
     "Ticket booked successfully",
     "Event sold out, you're added to the waiting list",
@@ -66,12 +66,12 @@ def make(client, event_id, tickets, **more):
 
 
 def book(client, event_id, **user):
-    """What /book says to a user."""
+    """The status and the JSON of /book."""
     return ask(client, "POST", "/book", {"eventId": event_id, **user})
 
 
 def cancel(client, event_id, **user):
-    """What /cancel says to a user."""
+    """The status and the JSON of /cancel."""
     return ask(client, "POST", "/cancel", {"eventId": event_id, **user})
 
 
@@ -87,7 +87,7 @@ def numbers(client, event_id):
 
 
 def holders(client, event_id, status):
-    """Who has a ticket, or waits for one, in order of arrival."""
+    """The users with a ticket or a place in line, in order of arrival."""
     path = f"/events/{event_id}/reservations?status={status}"
     return [r["partnerId"] for r in ask(client, "GET", path)[1]]
 

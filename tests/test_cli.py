@@ -1,4 +1,4 @@
-"""The command line: what it says, what it refuses in one line, and how it ends.
+"""The command line: its output, its refusals in one line, and its shutdown.
 
 A start that cannot be is one line on stderr (behind the usage, where it was not kept)
 and a non-zero exit, never a traceback; an
@@ -527,7 +527,7 @@ def rigged(serve, tmp_path) -> Callable[..., Server]:
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
 def test_a_signal_that_arrives_while_an_object_is_freed_ends_the_server(rigged, how):
-    # Where a handler raises an exception, Python ignores it: nobody would hear of it.
+    # Python ignores an exception of a handler: the signal would be lost.
     server = rigged(f"""
 import os, signal
 from waitress import wasyncore
@@ -565,7 +565,9 @@ HTTPChannel.received = received
         "1s",
     )
     clients = [connect(server.url) for _ in range(crowd)]
-    for client in clients:  # under a condition, as who loses a race thinks again
+    for (
+        client
+    ) in clients:  # under a condition, as a sale that loses a race thinks again
         client.send("POST", "/reservations", ORDER, If_Match='"0"')
     answers = [client.receive() for client in clients]
     assert sorted(a.status for a in answers) == [201] + [412] * (crowd - 1)

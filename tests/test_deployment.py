@@ -24,7 +24,7 @@ import ticketboss
 
 ANN = {"username": "ann", "email": "ann@example.com", "password": "securePassword1"}
 SECRET = b"a secret of thirty-two bytes or more"
-CLUSTER = "tcp://10.96.0.12:3000"  # what Kubernetes says of a Service of our name
+CLUSTER = "tcp://10.96.0.12:3000"  # set by Kubernetes for a Service of our name
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_port_that_a_cluster_set_is_ignored_with_one_line(launch):
 
 
 def test_without_a_port_the_server_takes_the_default(db):
-    # No server is started: the usual port may be anybody's. The option says it.
+    # No server is started: the default port may be in use. The option has it.
     code, out, _ = ended(db.parent, "--help", TICKETBOSS_PORT=CLUSTER)
     assert code == 0
     assert re.search(r"--port\b.*\b3000\b", re.sub(r"\s+", " ", out))
@@ -352,7 +352,7 @@ def client(make_app, client):
 
 
 def claims(client) -> dict[str, object]:
-    """What a good token of this account says."""
+    """The claims of a good token of this account."""
     session = client.post(
         "/login", json={"username": "ann", "password": ANN["password"]}
     )
@@ -360,7 +360,7 @@ def claims(client) -> dict[str, object]:
 
 
 def bearer(said: dict[str, object]) -> dict[str, str]:
-    """The header with a token that says that."""
+    """The header with a token of these claims."""
     return {"Authorization": f"Bearer {jwt.encode(said, SECRET, 'HS256')}"}
 
 

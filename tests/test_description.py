@@ -12,7 +12,7 @@ from test_page import Browser, Page
 
 
 def described(client):
-    """What /openapi.json says."""
+    """The content of /openapi.json."""
     return client.get("/openapi.json").json
 
 

@@ -1,4 +1,4 @@
-"""The first account is an admin only where nobody but its maker could have asked."""
+"""The first account is an admin only where nobody else could have registered it."""
 
 from __future__ import annotations
 

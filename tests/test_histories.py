@@ -38,14 +38,14 @@ class Op(NamedTuple):
     kind: str  # reserve, book, cancel, resize; or a reading: event, record
     called: float
     returned: float = math.inf  # inf: nobody knows what came of it
-    version: int | None = None  # that the answer told
+    version: int | None = None  # in the answer
     key: str = ""  # the reservation's id
     who: str = ""
     seats: int | None = None  # of a cancel: None gives back all; of a resize: in total
     waits: bool = False  # would rather wait than be refused
     expected: int | None = None  # the version under If-Match
     answer: str = ""  # see CHANGES and Office.refuses; or "seen", "busy", ""
-    seen: tuple[Any, ...] | None = None  # what a reading told
+    seen: tuple[Any, ...] | None = None  # the answer to a read
 
 
 CHANGES = {"confirmed", "waitlisted", "done"}
@@ -424,7 +424,7 @@ class Customer:
 
 
 def understood(op: Op, answer: Answer) -> Op:
-    """The operation with what its answer says."""
+    """The operation with the content of its answer."""
     status, body, told = answer.status, answer.body, {}
     if answer.headers["ETag"]:
         told["version"] = answer.version
@@ -446,7 +446,7 @@ def understood(op: Op, answer: Answer) -> Op:
         assert status == 200
         assert told.get("version") in (None, body["version"])
         told |= {"answer": "seen", "version": body["version"]}
-        # /event does not tell who waits, /status does.
+        # /event does not show the waiting list, /status does.
         told["seen"] = (
             body.get("availableSeats", body.get("availableTickets")),
             body.get("waitingListCount"),
@@ -458,7 +458,7 @@ def understood(op: Op, answer: Answer) -> Op:
         }[error]
     else:
         assert status in (200, 201, 202), (status, body)
-        # Who asks again while waiting is told the same, and nothing has changed.
+        # A waiting user who asks again gets the same answer, and nothing changes.
         told |= {
             "key": body["reservationId"],
             "answer": body["status"].replace("booked", "confirmed"),
@@ -490,7 +490,7 @@ def settled(history: list[Op], records: dict[str, Any]) -> list[Op]:
                 if id(op) not in settled
                 and (not op.answer or (op.answer in CHANGES and op.version == version))
             ]
-            # Who was called first is the one that leaves the most room to the others.
+            # The one that was called first leaves the most room to the others.
             sure = [op for op in could if op.answer in ("confirmed", "done")]
             op = next(iter(sure or could), None)
             assert op is not None, f"nobody asked for {record}"

@@ -1,4 +1,4 @@
-"""Who means harm, or is many, keeps nobody else from being served.
+"""Hostile clients, and crowds, do not keep others from being served.
 
 No text that a client sends takes longer than its length says; who does not read, does
 not finish or does nothing makes room; orders that wait hold up no reads; a change by
@@ -222,8 +222,8 @@ for pattern, size in {
 
 
 def test_the_replaced_patterns_are_still_slow_in_the_libraries():
-    # Where one of them is not, a new version of its library has mended it: then ours
-    # can go. Where one is gone, ours mends nothing any more.
+    # If one of them is not, a new version of its library has repaired it, and our
+    # replacement can go. If one is missing, our replacement has no effect any more.
     asked = [sys.executable, "-c", UNTOUCHED]
     told = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert (told.stdout, told.stderr) == ("True\n" * 3, "")
@@ -292,7 +292,7 @@ def test_the_time_for_an_address_grows_no_faster_than_its_length(client, path, t
     assert grows_no_faster_than_its_input(ask, 4000)
 
 
-# --- Who does not read -------------------------------------------------------
+# --- Clients that do not read ------------------------------------------------
 
 
 def open_files(server: Launched) -> int:
@@ -387,7 +387,7 @@ def test_a_shutdown_cuts_an_order_that_takes_too_long_and_says_so(
     assert db.read_bytes() == before
 
 
-# --- Who does nothing, or does not finish ------------------------------------
+# --- Clients that do nothing, or do not finish -------------------------------
 
 
 def test_an_idle_connection_is_kept_for_75_seconds_and_no_longer(launch, wires, clock):
@@ -538,7 +538,7 @@ def test_a_broken_file_is_not_parsed_again_until_it_changes(make_app, db, reques
     assert client.get("/_health").status_code == 200
 
 
-# --- Who removes the lock ----------------------------------------------------
+# --- A lock that is removed --------------------------------------------------
 
 # Between its last look at the lock and its rename, somebody removes the lock, and
 # another server sells.

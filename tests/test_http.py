@@ -1,4 +1,4 @@
-"""What every route promises: JSON whatever comes, conditions, and safe retries."""
+"""The promises of every route: JSON for any request, conditions, and safe retries."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def at_once(asks):
         return list(pool.map(ask, asks))
 
 
-# --- errors are JSON, and say nothing about the inside -----------------------
+# --- errors are JSON, and show nothing of the inside -------------------------
 
 
 def test_every_refusal_of_the_rules_has_a_status():
@@ -1133,7 +1133,7 @@ def test_contention_has_its_own_error_text_and_changes_nothing(make_app, db):
 
 
 def is_replay(answer, first):
-    """Whether this is the first answer again, and says so."""
+    """Whether this is the first answer again, with the header that marks a replay."""
     assert answer.headers.get("Idempotent-Replayed") in {None, "true"}
     same = (answer.status_code, answer.json) == (first.status_code, first.json) and all(
         answer.headers.get(n) == first.headers.get(n) for n in ("Location", "ETag")

@@ -125,7 +125,7 @@ def test_an_unknown_path_is_404_whatever_else_is_wrong(house, db, path):
 
 
 class Chunks(io.RawIOBase):
-    """A body that comes in small pieces and whose length nobody says."""
+    """A body that arrives in small pieces, without a length."""
 
     def __init__(self, body):
         self.rest = io.BytesIO(body)

@@ -41,7 +41,7 @@ LISTED = {  # what partners see of a reservation, and nothing else
 
 
 def is_replay(again, first):
-    """Whether this is the first answer once more, and says so."""
+    """Whether this is the first answer again, with the header that marks a replay."""
     assert "Idempotent-Replayed" not in first.headers
     assert (again.status_code, again.data) == (first.status_code, first.data)
     for name in ("Location", "Content-Type"):

@@ -1,4 +1,4 @@
-"""When the leader of a group commit dies, nobody who waited hears "confirmed"."""
+"""When the leader of a group commit dies, no waiting order is "confirmed"."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Died(BaseException):
 
 
 class Line(deque):
-    """A queue that tells whenever somebody joins it."""
+    """A queue that counts its members as they join."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ def crowd(db):
 
 
 def names_in(db):
-    """Who has a seat, as the file says it; its sums are right."""
+    """The names with a seat in the file, whose sums are right."""
     file = json.loads(db.read_text())
     names = set(file["reservations"])
     assert file["event"]["availableSeats"] == SEATS - len(names)

@@ -1,4 +1,4 @@
-"""A client that asks too often is told so, and nobody is held for another."""
+"""A client that asks too often gets 429, and is not mistaken for another."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_clients_are_counted_in_the_shared_storage(limited):
     assert logins == [400, 400, 400, 429]
 
 
-# --- Who is one client ----------------------------------------------------------------
+# --- What counts as one client --------------------------------------------------------
 
 
 def test_each_client_has_a_limit_of_its_own(limited):

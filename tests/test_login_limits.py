@@ -1,6 +1,6 @@
 """Failed logins are limited, good ones are not, and no crowd of logins holds up others.
 
-A class behind one address registers and logs in. Who guesses is stopped: at one account
+A class behind one address registers and logs in. Guesses are stopped: at one account
 from one address, and at many accounts from one address; but nobody can lock another
 out of an account. A limiter never answers 500. A token is void once its account is not
 what it was.
@@ -40,7 +40,7 @@ def member(number: int) -> dict[str, str]:
 
 
 class Guesser:
-    """Who logs in at a server that has two students and a limit."""
+    """A client that logs in at a server with two students and a limit."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -293,7 +293,7 @@ def signed(make_app):
 
 
 def token(client: Any, body: dict[str, str]) -> dict[str, str]:
-    """The header of who registers, if need be, and logs in."""
+    """Register, if need be, and log in; the header with the token."""
     client.post("/api/v1/auth/register", json=body)
     login = {"email": body["email"], "password": body["password"]}
     told = client.post("/login", json=login)

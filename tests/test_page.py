@@ -1,4 +1,4 @@
-"""The live page, in a real browser: it shows who came too late, and runs only its own.
+"""The live page, in a real browser: it shows lost races, and runs only our script.
 
 The four shapes that teach (steps, wall, staircase, struck-through names) are made by
 real requests to real servers, and what is shown is compared with the file.
@@ -41,7 +41,7 @@ FLAGS = [
 ]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ODD = "it's 50% off? #1 & (only) $HOME *!"  # an id that shells and URLs trip over
-PATIENCE_S = 30  # before a browser that says nothing counts as hanging
+PATIENCE_S = 30  # before a silent browser counts as hanging
 
 # What every page of ours is watched with. Nothing of it is the page's own.
 WATCH = """
@@ -244,7 +244,7 @@ class Page:
             )
 
     def click(self, who, what):
-        """Press a buyer's button; what the buyer is told in the end."""
+        """Press a buyer's button; the text that the buyer sees in the end."""
         self.run(f"button('{who}', '{what}').click()")
         self.until(f"buyer('{who}').ariaBusy === 'false'")
         return self.run(f"buyer('{who}').querySelector('output').textContent")
@@ -429,7 +429,7 @@ def test_thirty_sales_with_one_condition_are_drawn_as_a_wall_of_crosses(serve, v
 
 
 def picture(page):
-    """README's picture: the wall. Drawn anew with TICKETBOSS_PICTURE=1."""
+    """README's picture: the wall. TICKETBOSS_PICTURE=1 draws it again."""
     page.look(1280, 820, color_scheme="light")
     page.click("A", "1 Read")
     page.later(1000)
@@ -581,7 +581,7 @@ OKABE_ITO = [
     [240, 228, 66],
     [0, 0, 0],
 ]
-# How those see who lack one kind of cone: Machado and others, 2009, at full severity.
+# Vision without one kind of cone: Machado and others, 2009, at full severity.
 CONES = {
     "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "no red": [
@@ -773,7 +773,7 @@ def test_where_login_is_required_a_user_logs_in_and_sees_their_own_sales(
     assert page.text("#state") == "Log in to see who saved."
     assert page.text("#free") == "10"
     colours = [colour for _, colour, _ in page.run(SQUARES)]
-    assert colours[0] == colours[9] != colours[10]  # taken, whoever has them
+    assert colours[0] == colours[9] != colours[10]  # taken, without the names
     assert "partner-" not in page.text("body")
     page.click("A", "1 Read")
     assert page.click("A", "2 Save").startswith("\xd7 401: ")
@@ -942,7 +942,7 @@ def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(server, visit, 
     assert label(page, "B") == "you hold 0, it is 1 now"
     assert page.run("buyer('B').querySelector('span').className") == "old"
     assert held(server, shown) == [("anna", 1)]
-    assert page.click("B", "1 Read") == ""  # what was refused is no longer said
+    assert page.click("B", "1 Read") == ""  # the refusal is no longer shown
     assert label(page, "B") == "you hold 1"
     assert page.click("B", "2 Save") == "✓ 201 confirmed"
     assert held(server, shown) == [("anna", 1), ("ben", 1)]

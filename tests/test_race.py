@@ -1,4 +1,4 @@
-"""The race: what it says of itself is measured, and it leaves nothing behind.
+"""The race: its statements are measured, and it leaves nothing behind.
 
 Without a check sales are lost, with a lock or a comparison none is, whatever is asked;
 the interleaving it shows was recorded; and an unsafe "safe" strategy is exit 1.
@@ -200,7 +200,9 @@ def test_each_bar_is_proportional_to_the_sales_kept_per_second(plain):
         values = [row.rate * row.kept / row.told for row in rows]
         lengths = [sum(eighths[block] for block in row.bar) for row in rows]
         assert lengths == [round(80 * value / max(values)) for value in values]
-        assert rows[lengths.index(80)].lost == 0  # who loses sales is never the longest
+        assert (
+            rows[lengths.index(80)].lost == 0
+        )  # a strategy that loses sales is never best
 
 
 def test_each_lesson_states_the_figures_of_the_rows_above(plain):

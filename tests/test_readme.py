@@ -1,4 +1,4 @@
-"""README says what happens: its commands are run, and print what it shows.
+"""README is true: its commands are run, and print what it shows.
 
 A block of `sh` is run here; the block of `text` that follows it is what it prints. Each
 section has a folder of its own, with nothing in it but the program. What asks for other

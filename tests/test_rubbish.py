@@ -701,7 +701,7 @@ def on_the_wire(number):
 
 
 def said(address, rubbish):
-    """All that a server says to these bytes, until it or we close the connection."""
+    """All bytes that a server answers, until it or we close the connection."""
     heard = b""
     with (
         socket.create_connection(address, timeout=20) as wire,

@@ -396,7 +396,7 @@ def test_a_large_answer_is_not_kept_once_it_is_sent(turn, db):
     assert served.read(client, b"\n").startswith(b"HTTP/1.1 200 ")
 
 
-# --- Who connects ------------------------------------------------------------
+# --- Connections -------------------------------------------------------------
 
 
 def test_when_descriptors_run_out_the_longest_idle_connections_are_closed(
@@ -423,7 +423,7 @@ def test_when_descriptors_run_out_the_longest_idle_connections_are_closed(
     assert caplog.text.count("connections are in use") == 1
 
 
-# --- Who answers -------------------------------------------------------------
+# --- Threads that answer -----------------------------------------------------
 
 
 class Task:

@@ -97,7 +97,7 @@ def test_a_wide_sign_amid_words_stays_as_it_is(client):
     assert rows(client.get("/report?format=csv"))[2][1] == name
 
 
-# --- what depends on Accept says so ---------------------------------------------------
+# --- answers that depend on Accept ----------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "/report", f"/events/{SEEDED}/report"])

@@ -67,7 +67,7 @@ def sell(store, *names, event=None):
 
 
 def sold(store):
-    """Who has a seat of the first event, in the order of the list."""
+    """The names with a seat of the first event, in the order of the list."""
     return [*store.load().database.document(None).reservations]
 
 
@@ -590,7 +590,7 @@ def test_servers_behind_a_pooler_in_transaction_mode_sell_as_others_do(own, pool
     assert [len(sold(store)) for store in stores] == [100] * 4
     own.kill()
     own.start()
-    for store in stores:  # nobody is told that another server answers now
+    for store in stores:  # no store learns that another server answers now
         try:
             store.load()
         except t.Unavailable:
@@ -599,11 +599,11 @@ def test_servers_behind_a_pooler_in_transaction_mode_sell_as_others_do(own, pool
     assert sell(stores[1], "after")
 
 
-# --- what it says --------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------
 
 
 def run(*arguments, **env):
-    """Run the program; its status, and all that it says."""
+    """Run the program; its exit status, and all its output."""
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *arguments],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""One db.json, many writers: whoever is slower is refused, and nothing is lost.
+"""One db.json, many writers: the slower one is refused, and nothing is lost.
 
 Not to another thread, another process, an editor, a bad file, a full folder, or a fork;
 and what was refused has changed nothing.
@@ -80,7 +80,7 @@ def opening(event_id):
 
 
 def told(path):
-    """(version, seats left, names) of the seeded event, as the file says it."""
+    """(version, seats left, names) of the seeded event in the file."""
     with open(path) as file:
         whole = json.load(file)
     event = whole["event"]

@@ -53,7 +53,7 @@ def names(document, status):
 
 
 def line(document):
-    """Who waits, head first."""
+    """The waiting orders, head first."""
     return "".join(r.reservation_id for r in document.waiting_list())
 
 
@@ -223,7 +223,7 @@ def test_a_cancelled_or_unknown_reservation_cannot_be_cancelled(name, seats):
 @pytest.mark.parametrize(
     ("orders", "back", "served", "waits", "free"),
     [
-        # what a gives back -> who is served, who still waits, what is free
+        # seats that a returns -> orders served, orders waiting, seats free
         ([("b", 1)], None, "b", "", 3),
         ([("b", 4)], None, "b", "", 0),
         ([("b", 1), ("c", 1), ("d", 1)], None, "bcd", "", 1),
@@ -432,7 +432,7 @@ def check(before, after):
         assert now[0].seats > after.event.available_seats
     assert [r.joined_at > 0 for r in now] == [True] * len(now)
 
-    # Who waits still waits in the same order; whoever was served was at the head.
+    # The line keeps its order; the orders that were served were at the head.
     stayed = [
         r.reservation_id
         for r in was

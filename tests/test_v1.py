@@ -544,7 +544,7 @@ def test_one_freed_ticket_promotes_no_more_than_the_head(v1, concert, saved):
     assert cancel(v1, first, {"ticketsToCancel": 1}) == 200
     assert status(v1, event_id) == (0, 2)
     assert saved()["events"]["1"]["event"]["version"] == version + 1
-    assert cancel(v1, waits[1]) == 200  # who waits may leave, and frees nothing
+    assert cancel(v1, waits[1]) == 200  # a waiting booking may leave, and frees nothing
     assert status(v1, event_id) == (0, 1)
     assert cancel(v1, waits[0]) == 200  # the head had been promoted: the last is next
     assert status(v1, event_id) == (0, 0)

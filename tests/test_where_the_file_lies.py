@@ -1,4 +1,4 @@
-"""Wherever db.json lies, there is service, or one line that says what to do.
+"""Wherever db.json lies, the server works, or prints one line with the remedy.
 
 A container mounts it, root was there first, an editor saved it, a disk is full, a
 filesystem has no hard links, a process may open few files, a terminal has no Unicode.
@@ -132,7 +132,7 @@ def seats_free(file: Path) -> int:
 
 @pytest.fixture
 def refused(db: Path, flag: Path) -> Iterator[Callable[..., str]]:
-    """refused(*options, first=""): what a start says that is refused.
+    """refused(*options, first=""): the error of a start that is refused.
 
     Where it is not, it finds its port taken: no test hangs.
     """
@@ -483,7 +483,7 @@ def test_a_copy_onto_itself_is_refused_at_once_and_changes_nothing(db, target):
 
 
 def advice(text: str) -> str:
-    """What follows the words that say what is wrong."""
+    """The text of a message of one line, in lower case."""
     one_line(text)
     return text.lower()
 
