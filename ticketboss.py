@@ -551,10 +551,11 @@ class Document(Struct, frozen=True):
         """Whether a user has already cancelled a booking under this key."""
         if key is None:
             return False
+        spellings = names | other_spellings(names)
         return any(
-            reservation.origin.user in names
-            and any(use.key == key for use in reservation.origin.key_uses)
-            for reservation in self.reservations.values()
+            normalize_text(reservation.origin.user) in spellings
+            for reservation in self.settled().reservations.values()
+            if any(use.key == key for use in reservation.origin.key_uses)
         )
 
     def cancel(
@@ -1728,11 +1729,17 @@ class Transactions:
             self._lead_batch(pending)
         if not pending.is_decided:
             raise InDoubt("the thread that saved the change has died")
-        if pending.error is not None:
-            if isinstance(pending.error, TicketBossError):
-                pending.error.attempts = pending.attempts
-            raise pending.error
-        return pending
+        if pending.error is None:
+            return pending
+        # Its traceback refers to `pending`, so the two would keep each other, and the
+        # file that was read, until the garbage collector finds them.
+        error, pending.error = pending.error, None
+        if isinstance(error, TicketBossError):
+            error.attempts = pending.attempts
+        try:
+            raise error
+        finally:
+            del error
 
     def _wait_or_lead(self, pending: PendingCommit) -> bool:
         """Become leader (True), or wait until a leader has committed us (False)."""
@@ -2341,10 +2348,12 @@ class BoxOffice:
         def decide(document: Document) -> Document:
             held = document.find_booking(names, account_id)
             attempt.reservation = held
-            document.require_version(caller.if_match)
-            if held is None or document.has_cancelled(names, caller.key):
-                raise NotFound(not_found)
             self._require_owner(held, caller)
+            if document.has_cancelled(names, caller.key):
+                raise NotFound(not_found)
+            document.require_version(caller.if_match)
+            if held is None:
+                raise NotFound(not_found)
             after = document.cancel(held.reservation_id, at)
             return after.remember_return(held.reservation_id, caller.key, "a ticket")
 
@@ -2390,7 +2399,7 @@ class BoxOffice:
         event, account = document.event, caller.account
         is_booked = any(
             r.origin.account and r.status != "cancelled"
-            for r in document.reservations.values()
+            for r in document.settled().reservations.values()
         )
         if not (event.created_by or is_booked or self._require_login):
             return
@@ -2479,13 +2488,13 @@ class BoxOffice:
         key = caller.key and f"remove {caller.key}"
 
         def decide(document: Document) -> Document:
+            self._require_event_owner(document, caller)
             if find_key_use(document.event.key_uses, key, "removal"):
                 raise NotFound(
                     "The event that this Idempotency-Key has removed is gone. Another "
                     "one is open under its id."
                 )
             document.require_version(caller.if_match)
-            self._require_event_owner(document, caller)
             return document.close().remember_change(key, "removal")
 
         return self._change(event_id, decide, caller, ChangeAttempt("change"))
@@ -3196,10 +3205,11 @@ def handle_refusal(error: TicketBossError) -> Response:
     if isinstance(error, ConditionRequired):
         g.headers["ETag"] = f'"{error.version}"'
         g.headers["Cache-Control"] = "no-store"
-    if isinstance(error, Contended):
+    is_about_seats = any(a.action in {"reserve", "cancel"} for a in g.attempts)
+    if isinstance(error, Contended) and is_about_seats:
         status = {"POST": 409, "DELETE": 500}.get(request.method, status)
         text = CONTENDED.format("cancel" if request.method == "DELETE" else "complete")
-    if isinstance(error, Unavailable):
+    elif isinstance(error, (Contended, Unavailable)):
         text += ". Nothing was changed."
     if isinstance(error, (Contended, Unavailable, TooManyLogins, InDoubt)):
         g.headers["Retry-After"] = "1"

@@ -429,7 +429,7 @@ def understood(op: Op, answer: Answer) -> Op:
     if answer.headers["ETag"]:
         told["version"] = answer.version
     error = body.get("error", "") if isinstance(body, dict) else ""
-    if "concurrent updates" in error:
+    if "concurrent updates" in error or "Nothing was changed" in error:
         told["answer"] = "busy"
     elif status == 304:
         told["answer"] = "seen"

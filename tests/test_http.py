@@ -1129,6 +1129,25 @@ def test_contention_has_its_own_error_text_and_changes_nothing(make_app, db):
     assert sell(client).status_code == 201  # the lock is free again
 
 
+def test_contention_at_a_change_of_an_event_does_not_speak_of_a_reservation(
+    make_app, db
+):
+    client = make_app(timeout_s=0.05).test_client()
+    opened = client.post("/initialize", json={"eventId": "e", "totalTickets": 5})
+    assert opened.status_code == 201
+    with open(db.with_name(".db.json.lock"), "rb") as lock, unchanged(db):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        answers = [
+            client.patch("/events/e", json={"name": "other"}),
+            client.delete("/events/e"),
+            client.post("/initialize", json={"eventId": "f", "totalTickets": 5}),
+        ]
+    assert {(a.status_code, a.json["error"]) for a in answers} == {
+        (503, "Another process holds the lock. Nothing was changed.")
+    }
+    assert {a.headers["Retry-After"] for a in answers} == {"1"}
+
+
 # --- safe retries -----------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ from collections import deque
 
 import pytest
 
-from ticketboss import InDoubt, Reservation, Store, Transactions
+from ticketboss import InDoubt, NotFound, Reservation, Store, Transactions
 
 SEATS = 20
 PATIENCE_S = 20
@@ -246,3 +247,23 @@ def test_a_sale_in_doubt_is_500_with_the_advice_to_look_first(
     answer = client.post("/reservations", json={"partnerId": "a", "seats": 1})
     assert answer.status_code == 500
     assert "Read the event before" in answer.json["error"]
+
+
+def test_a_refusal_keeps_neither_the_file_that_was_read_nor_its_database(tmp_path):
+    store = Store(str(tmp_path / "db.json"))
+    store.open(SEATS)
+    transactions = Transactions(store)
+
+    def refuse(database):
+        raise NotFound("no such event")
+
+    gc.disable()
+    try:
+        open_before = len(os.listdir("/dev/fd"))
+        for number in range(SEATS):
+            with pytest.raises(NotFound):
+                transactions.transact(refuse)
+            transactions.transact(selling(f"r{number}"))
+        assert len(os.listdir("/dev/fd")) <= open_before + 1
+    finally:
+        gc.enable()
