@@ -44,7 +44,7 @@ CONFIGURATIONS = [(threads, size) for size in (1, 18_000) for threads in (4, 8, 
 
 
 class Sample(NamedTuple):
-    """One measurement: what was measured, and who was busy meanwhile."""
+    """One measurement: what was measured, and which clients were busy meanwhile."""
 
     value: float
     server_cores: float = 0.0
@@ -177,7 +177,7 @@ def running(command: list[str], **environment: str) -> Iterator[Server]:
 
 
 def announced_port(output: Iterable[bytes]) -> int:
-    """The port that a server says it listens at."""
+    """The port in a server's banner."""
     lines = []
     for line in output:
         lines.append(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
 import postgres  # noqa: E402 -- only now can they be found
+from furnished import cheap_scrypt, house_of  # noqa: E402
 
 import ticketboss  # noqa: E402
 
@@ -46,8 +49,9 @@ INSIST = "TICKETBOSS_TESTS_INSIST"  # set by .ci/run: a test that is skipped fai
 
 def require_tool(*names: str) -> str:
     """The path of the first of these programs; without any, the test is skipped."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
     for name in names:
-        found = shutil.which(name)
+        found = shutil.which(name, path=path)
         if found is not None:
             return found
     skip(f"needs {' or '.join(names)}")
@@ -90,10 +94,10 @@ FOR_BOTH_STORES = {
 ABOUT_DB_JSON = {
     "test_a_damaged_file_is_503_for_all_and_left_alone",
     "test_a_key_holds_after_a_restart_and_in_another_server",  # no second file
-    "test_contention_is_told_in_its_own_words_and_changes_nothing",  # its lock
+    "test_contention_has_its_own_error_text_and_changes_nothing",  # its lock
     "test_health_is_503_until_a_good_file_is_back",
     "test_the_admin_command_makes_an_account_and_does_not_show_the_password",
-    "test_without_jwt_secret_all_workers_share_one_key_in_a_file_of_ones_own",
+    "test_without_jwt_secret_all_workers_share_one_key_in_a_private_file",
 }
 
 
@@ -180,7 +184,7 @@ class SQLPlace:
         self.cluster.execute(f"DROP TABLE IF EXISTS {self.schema}.ticketboss")
 
     def read_bytes(self) -> bytes:
-        """What is in it, as a db.json says it."""
+        """Its content, in the form of a db.json."""
         return postgres.as_file(self.url, self.parent)
 
     def read_text(self) -> str:
@@ -188,7 +192,7 @@ class SQLPlace:
         return self.read_bytes().decode()
 
     def write_text(self, text: str) -> None:
-        """Put what a db.json says into it, over whatever is there."""
+        """Replace its content with that of a db.json."""
         self.write_bytes(text.encode())
 
     def write_bytes(self, text: bytes) -> None:
@@ -211,7 +215,7 @@ def pick(request: pytest.FixtureRequest) -> Callable[[int, int, int], int]:
 
 @pytest.fixture(autouse=True)
 def _as_quiet_as_before() -> Iterator[None]:
-    """What one test makes the program log, the next ones do not: millions of lines."""
+    """Restore the logger after each test: later tests would log millions of lines."""
     level, handlers = ticketboss.log.level, [*ticketboss.log.handlers]
     yield
     ticketboss.log.setLevel(level)
@@ -225,7 +229,7 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the proofs have to say, and why tests were skipped."""
+    """Print the figures of the proofs, and why tests were skipped."""
     for report in itertools.chain(*terminalreporter.stats.values()):
         for name, text in getattr(report, "user_properties", []):
             if name == "figure" and report.when == "call":
@@ -263,8 +267,20 @@ def client(make_app: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture
+def house(make_app: Callable[..., Any], db: Path) -> tuple[Any, Any, Any]:
+    """A client, the headers of an admin, and all changes that the admin could make."""
+    return house_of(make_app, db)
+
+
+@pytest.fixture
+def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a password hash take 3 ms, not 100. Another test checks its real cost."""
+    monkeypatch.setattr(hashlib, "scrypt", cheap_scrypt)
+
+
+@pytest.fixture
 def saved(db: Path) -> Callable[[], dict[str, Any]]:
-    """saved(): what the file says now."""
+    """saved(): the parsed content of the file."""
     return lambda: json.loads(db.read_text())
 
 
@@ -282,16 +298,18 @@ class Server:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
             cwd=db.parent,
         )
+        self._read_banner()
+
+    def _read_banner(self) -> None:
+        """Read what it prints, up to the line with its URL."""
         self.banner = ""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.banner += line
             if found := re.search(r"http://\S+", line):
                 self.url = found[0]
-                break
-        else:
-            assert self.process.stderr is not None
-            raise AssertionError(self.banner + self.process.stderr.read())
+                return
+        raise AssertionError(self.banner + self.process.communicate()[1])
 
     def ask(
         self, method: str, path: str, body: object = None, **headers: str
@@ -317,6 +335,16 @@ class Server:
         is_json = "json" in (head.get("Content-Type") or "")
         told = json.loads(raw) if is_json else (raw.decode() or None)
         return status, told, dict(head)
+
+    def order_at_once(self, buyers: list[str], **headers: str) -> list[int]:
+        """The status that each buyer gets, when all order a seat at the same time."""
+
+        def order(buyer: str) -> int:
+            body = {"partnerId": buyer, "seats": 1}
+            return self.ask("POST", "/reservations", body, **headers)[0]
+
+        with ThreadPoolExecutor(len(buyers)) as pool:
+            return [*pool.map(order, buyers)]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
         """End it; its exit status, and what it printed since the banner."""

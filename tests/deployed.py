@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,11 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
+from click.testing import CliRunner
 from conftest import PROGRAM, SEEDED, Server
 
+import ticketboss
+
 ORDER = {"partnerId": "abc-corp", "seats": 1}
-PATIENCE_S = 30  # before a server that says nothing counts as hanging
+PATIENCE_S = 30  # before a silent server counts as hanging
 DRIVER = """
 import os, sys
 exec(os.environ.pop("FIRST"))
@@ -91,15 +91,7 @@ class Launched(Server):
     def __init__(self, db: Path, *arguments: str, first: str = "", **env: str) -> None:
         self.db = db
         self.process = started(db.parent, *arguments, first=first, **env)
-        self.banner = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.banner += line
-            if found := re.search(r"http://\S+", line):
-                self.url = found[0]
-                break
-        else:
-            raise AssertionError(self.banner + self.process.communicate()[1])
+        self._read_banner()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -240,16 +232,14 @@ def one_line(text: str, *words: str) -> None:
         assert word in line, (word, text)
 
 
-def needed(*names: str) -> str:
-    """The path of a program that a test cannot do without, else the test is skipped.
+def assert_option_is_refused(option: str, value: str) -> None:
+    """Assert that a value of an option stops the start in one line that names it.
 
-    Where TICKETBOSS_TESTS_INSIST is set it fails instead.
+    The port is taken, so that a start which goes on ends as well.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
-    for name in names:
-        if found := shutil.which(name, path=path):
-            return found
-    missing = f"{names[0]} is not installed"
-    if os.environ.get("TICKETBOSS_TESTS_INSIST"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = CliRunner().invoke(ticketboss.main, ["--port", port, option, value])
+    assert ended.exit_code in {1, 2}
+    assert ended.stdout == ""
+    one_line(ended.stderr, option)

@@ -90,6 +90,16 @@ CHANGES = [
     "partly cancelled booking",
 ]
 SEEDED = "node-meetup-2025"
+REPORT_FIELDS = [
+    "eventId",
+    "name",
+    "totalTickets",
+    "ticketsSold",
+    "availableTickets",
+    "waitingListCount",
+    "price",
+    "revenue",
+]
 BOOKING_API = {"book", "cancel", "events", "initialize", "login", "report", "status"}
 
 
@@ -150,10 +160,10 @@ def inhabited(make_app: Any, db: Path, **settings: Any) -> tuple[Any, dict[str, 
     return _client(content, make_app, db, settings), headers
 
 
-def house_of(make_app: Any, db: Path, **settings: Any) -> tuple[Any, Any, Any]:
-    """A client, the headers of an admin, and all changes that it could make."""
+def house_of(make_app: Any, db: Path) -> tuple[Any, Any, Any]:
+    """A client, the headers of an admin, and all changes that the admin could make."""
     content, todo = furnished()
-    return _client(content, make_app, db, settings), people()[1]["root"], todo
+    return _client(content, make_app, db, {}), people()[1]["root"], todo
 
 
 @contextmanager

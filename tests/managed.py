@@ -1,4 +1,4 @@
-"""Three PostgreSQL nodes under Patroni, which asks etcd who of them leads.
+"""Three PostgreSQL nodes under Patroni, which elects their leader through etcd.
 
 Both are wheels, which only --long needs:
 
@@ -203,7 +203,7 @@ class Managed:
         return f"postgresql://tb@{hosts}/postgres?target_session_attrs=read-write"
 
     def leader(self) -> Node | None:
-        """Who leads, if all three are there and the others follow closely."""
+        """The leader, if all three are there and the others follow closely."""
         for node in self.nodes:
             members = node.cluster()
             roles = sorted(str(member["role"]) for member in members)

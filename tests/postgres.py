@@ -107,7 +107,7 @@ class Postgres:
         return f"{where}&options=-csearch_path%3D{schema}" if schema else where
 
     def execute(self, statement: str) -> list[tuple[object, ...]]:
-        """One statement, as an administrator, who tries again while it recovers."""
+        """Run one statement as an administrator; retry while the server recovers."""
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -152,7 +152,7 @@ def is_alive(process: int) -> bool:
 
 
 def as_file(url: str, folder: Path) -> bytes:
-    """What a database holds, as a db.json says it."""
+    """The content of a database, in the form of a db.json."""
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         path = Path(beside, "db.json")
         database = ticketboss.open_store(url).load().database
@@ -161,7 +161,7 @@ def as_file(url: str, folder: Path) -> bytes:
 
 
 def from_file(text: bytes, url: str, folder: Path) -> None:
-    """Put what a db.json says into an empty database."""
+    """Put the content of a db.json into an empty database."""
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         path = Path(beside, "db.json")
         path.write_bytes(text)

@@ -1,4 +1,4 @@
-"""Nobody does more than their account allows, and no answer tells a secret."""
+"""Nobody can do more than their account allows, and no answer contains a secret."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from ticketboss import (
     Settings,
     create_app,
 )
+
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 PASSWORD = "correct horse battery"
 HASH = generate_password_hash(PASSWORD, "scrypt:1024:8:1")  # quicker to check
@@ -84,17 +86,6 @@ def bearer(token):
 def outcome(answer):
     """An answer's status and its JSON."""
     return answer.status_code, answer.get_json()
-
-
-@pytest.fixture(autouse=True)
-def cheaper_hashes(monkeypatch):
-    """Let a hash take 3 ms, not 100; how dear it should be is asked for as ever."""
-    real = hashlib.scrypt
-    monkeypatch.setattr(
-        hashlib,
-        "scrypt",
-        lambda *args, **cost: real(*args, **cost | {"n": min(1024, cost["n"])}),
-    )
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +164,7 @@ def edit(db, saved):
         {"userId": "2"},
     ],
 )
-def test_a_login_gives_a_token_for_one_hour_that_says_nothing_else(visit, name):
+def test_a_login_gives_a_token_for_one_hour_that_holds_nothing_else(visit, name):
     status, told = outcome(visit().post("/login", json=name | {"password": PASSWORD}))
     claims = jwt.decode(told["token"], options={"verify_signature": False})
     lifetime = claims["exp"] - claims["iat"]
@@ -237,7 +228,7 @@ def test_a_login_without_one_name_and_a_password_is_a_bad_request(visit, body):
     assert told == {"error": told["error"], "message": told["error"]}
 
 
-def test_a_registration_tells_the_new_account_and_nothing_else(fresh, saved):
+def test_a_registration_answers_with_the_new_account_and_nothing_else(fresh, saved):
     client = fresh()
     assert outcome(signed_up(client, "divinealph")) == (
         201,
@@ -297,7 +288,7 @@ def test_a_password_counts_from_its_first_character_to_its_1024th_byte(visit, pa
         {"username": "ann\U000e0041"},
     ],
 )
-def test_a_name_that_is_unusable_or_could_be_taken_for_anothers_is_refused(
+def test_a_username_or_address_that_is_unusable_or_misleading_is_refused(
     visit, saved, body
 ):
     client, before = visit(), saved()
@@ -322,7 +313,7 @@ def test_a_name_in_other_case_or_another_unicode_form_is_the_same_name(
     assert saved() == before
 
 
-def test_of_registrations_of_one_name_at_once_one_is_made(make_app, db, saved):
+def test_only_one_of_simultaneous_registrations_of_a_name_succeeds(make_app, db, saved):
     clients = [discreet(make_app(loopback=True), db) for _ in range(2)] * 2
     forms = [
         "eve@example.com",
@@ -345,7 +336,7 @@ def test_of_registrations_of_one_name_at_once_one_is_made(make_app, db, saved):
     ]
 
 
-def test_of_first_accounts_made_at_once_one_is_an_admin(make_app, db, saved):
+def test_only_one_of_simultaneous_first_accounts_is_an_admin(make_app, db, saved):
     client, start = discreet(make_app(loopback=True), db), threading.Barrier(6)
 
     def sign_up(name):
@@ -358,7 +349,7 @@ def test_of_first_accounts_made_at_once_one_is_an_admin(make_app, db, saved):
     assert sorted(roles) == ["admin", *["user"] * 5]
 
 
-def test_what_a_body_says_of_role_id_and_version_is_ignored(visit, saved):
+def test_a_registration_ignores_role_id_and_version_in_the_body(visit, saved):
     before = saved()["accounts"]
     answer = signed_up(visit(), "carl", role="admin", id=1, createdBy=1, version=99)
     members = saved()["accounts"]["members"]
@@ -461,14 +452,14 @@ FORGERIES = {
 }
 
 
-def test_the_forgeries_differ_from_a_good_token_only_in_what_they_are_named_for(visit):
+def test_each_forged_token_differs_from_a_good_one_only_as_its_name_says(visit):
     good = forged(HS256, claimed())
     answer = visit(jwt_secret=KEY).get("/api/v1/auth/me", headers=bearer(good))
     assert (answer.status_code, answer.json["data"]["username"]) == (200, "root")
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forged_token_opens_nothing_in_any_dialect(visit, saved, forgery):
+def test_a_forged_token_gives_no_access_in_any_dialect(visit, saved, forgery):
     client, before = visit(jwt_secret=KEY), saved()
     header = bearer(FORGERIES[forgery]())
     sale = {"partnerId": "abc-corp", "seats": 1}
@@ -505,13 +496,13 @@ def test_a_token_with_any_one_character_changed_is_bad(visit, ann):
     assert {token for token in changed - {good} if status(token) != 401} == set()
 
 
-def test_a_token_is_good_only_where_its_key_is(visit, ann):
+def test_a_token_is_accepted_only_under_the_key_that_signed_it(visit, ann):
     assert visit().get("/api/v1/auth/me", headers=ann).status_code == 200
     elsewhere = visit(jwt_secret=KEY)
     assert elsewhere.get("/api/v1/auth/me", headers=ann).status_code == 401
 
 
-def test_an_account_that_is_gone_has_no_good_token(visit, ann, edit):
+def test_a_token_of_a_missing_account_is_refused(visit, ann, edit):
     client = visit()
     assert client.get("/api/v1/auth/me", headers=ann).status_code == 200
     edit(lambda members: members.pop("2"))
@@ -521,9 +512,7 @@ def test_an_account_that_is_gone_has_no_good_token(visit, ann, edit):
     )
 
 
-def test_a_role_is_what_the_store_says_now_and_not_what_the_token_says(
-    visit, ann, root, edit
-):
+def test_a_role_is_read_from_the_store_and_not_from_the_token(visit, ann, root, edit):
     client, event = visit(require_login=True), {"name": "Talk", "totalTickets": 5}
     assert client.post("/initialize", json=event, headers=root).status_code == 201
     edit(
@@ -537,7 +526,7 @@ def test_a_role_is_what_the_store_says_now_and_not_what_the_token_says(
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Basic cm9vdDpyb290", "", "x y z"])
-def test_what_comes_instead_of_a_token_opens_nothing(visit, header):
+def test_an_authorization_header_without_a_token_gives_no_access(visit, header):
     sent = {"Authorization": header}
     assert visit().get("/api/v1/auth/me", headers=sent).status_code == 401
 
@@ -605,7 +594,7 @@ def test_tokens_are_signed_with_the_jwt_secret_that_was_given(visit):
     assert jwt.decode(answer.json["token"], KEY, ["HS256"])["sub"] == "2"
 
 
-def test_without_jwt_secret_all_workers_share_one_key_in_a_file_of_ones_own(
+def test_without_jwt_secret_all_workers_share_one_key_in_a_private_file(
     make_app, db, saved
 ):
     db.unlink(missing_ok=True)
@@ -651,7 +640,7 @@ BY_HAND = {"standalone": True, "loopback": True}
         ({"standalone": False}, {}, "127.0.0.1", "user"),
     ],
 )
-def test_the_first_account_is_an_admin_only_by_hand_and_from_this_machine(
+def test_the_first_account_is_an_admin_only_on_a_standalone_server_over_loopback(
     fresh, saved, settings, headers, address, role
 ):
     answer = fresh(**settings).post(
@@ -752,7 +741,7 @@ def test_no_change_is_made_without_a_token_where_login_is_required(
         f"/api/v1/booking/status/{SEEDED}",
     ],
 )
-def test_looking_at_events_needs_no_token_where_login_is_required(visit, path):
+def test_events_are_readable_without_a_token_where_login_is_required(visit, path):
     assert visit(require_login=True).get(path).status_code == 200
 
 
@@ -766,7 +755,9 @@ def test_looking_at_events_needs_no_token_where_login_is_required(visit, path):
         ("DELETE", "/api/v1/event/1"),
     ],
 )
-def test_what_always_needs_a_token_says_so(visit, required, method, path):
+def test_a_route_that_always_needs_a_token_answers_401_without_one(
+    visit, required, method, path
+):
     answer = visit(require_login=required).open(path, method=method)
     assert outcome(answer) == (401, {"message": "No token provided", "error": True})
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
@@ -837,7 +828,7 @@ def test_all_names_of_an_account_are_one_user(visit, ann, name, required):
         "stra\u00dfe@example.com",
     ],
 )
-def test_an_account_books_by_the_very_address_it_registered(fresh, address):
+def test_an_account_books_by_the_address_it_registered(fresh, address):
     client = fresh(require_login=True)
     assert signed_up(client, "remy", email=address).status_code == 201
     me = {"username": "remy", "password": PASSWORD}
@@ -850,7 +841,7 @@ def test_an_account_books_by_the_very_address_it_registered(fresh, address):
 @pytest.mark.parametrize(
     "name", [{"userId": 2}, {"userId": "ann"}, {"userEmail": "ann@example.com"}]
 )
-def test_a_token_books_and_cancels_for_nobody_but_its_user(
+def test_a_token_books_and_cancels_only_for_its_user(
     visit, saved, ann, bob, name, required
 ):
     client, ticket = visit(require_login=required), {"eventId": SEEDED} | name
@@ -880,7 +871,7 @@ def test_an_admin_cancels_for_a_user_by_any_of_their_names(visit, ann, root, nam
 @pytest.mark.parametrize(
     "name", [{"userId": "ANN"}, {"userId": "02"}, {"userEmail": "2@example.com"}]
 )
-def test_an_admin_cancels_for_nobody_whose_name_is_only_similar(
+def test_an_admin_cancels_nothing_of_a_user_whose_name_is_only_similar(
     visit, ann, root, saved, name
 ):
     client, ticket = visit(require_login=True), {"eventId": SEEDED, "userId": "ann"}
@@ -916,7 +907,7 @@ def test_an_admin_finds_a_users_names_without_going_through_all_accounts(visit):
     assert members.walks == 1
 
 
-def test_no_request_has_the_rights_of_another_that_it_shares_a_write_with(
+def test_requests_that_share_a_write_do_not_share_rights(
     visit, db, people, monkeypatch
 ):
     client, headers = visit(timeout_s=20), people[1]
@@ -970,7 +961,7 @@ def test_a_reservation_made_with_a_token_is_cancelled_by_its_owner_or_an_admin(
     assert saved()["event"]["availableSeats"] == 500
 
 
-def test_a_bad_token_is_refused_where_none_would_do(visit, saved):
+def test_a_bad_token_is_refused_even_where_no_token_is_needed(visit, saved):
     client, before = visit(), saved()
     sale, bad = {"partnerId": "abc-corp", "seats": 1}, bearer("bad")
     told = client.post("/reservations", json=sale, headers=bad)
@@ -1021,7 +1012,7 @@ def test_where_login_is_required_users_see_their_own_reservations_and_admins_all
     assert beyond.status_code == 400  # as for an id that there never was
 
 
-def test_names_and_addresses_of_bookings_are_in_no_answer_to_partners(visit, ann, root):
+def test_no_answer_to_partners_shows_a_name_or_address_of_a_booking(visit, ann, root):
     client = visit()
     concert = {"name": "Concert", "date": "2024-12-01", "totalTickets": 5}
     assert client.post("/api/v1/event", json=concert, headers=root).status_code == 201
@@ -1054,10 +1045,8 @@ def test_names_and_addresses_of_bookings_are_in_no_answer_to_partners(visit, ann
             assert name not in f"{answer.headers}{answer.get_data(as_text=True)}"
 
 
-def test_the_number_of_a_booking_is_told_by_nothing_but_its_own_answer(
-    make_app, tmp_path
-):
-    # Whoever knows it may cancel; the key and the body are the partner's to choose.
+def test_the_number_of_a_booking_is_shown_only_in_its_own_answer(make_app, tmp_path):
+    # Anybody with the number may cancel; the partner chooses the key and the body.
     body = {
         "eventId": SEEDED,
         "firstName": "Ann",
@@ -1123,7 +1112,7 @@ def test_the_admin_command_makes_an_account_and_does_not_show_the_password(
     assert stat.S_IMODE(db.stat().st_mode) == 0o600
 
 
-def test_the_admin_command_promotes_who_has_an_account_once_it_has_asked(
+def test_the_admin_command_promotes_an_existing_account_after_a_question(
     visit, db, ann, saved
 ):
     client, event = visit(require_login=True), {"name": "Talk", "totalTickets": 5}
@@ -1162,7 +1151,7 @@ def test_the_admin_command_makes_an_account_though_its_short_name_is_taken(
         ("ann", []),
     ],
 )
-def test_the_admin_command_holds_to_the_rules_of_registering(
+def test_the_admin_command_follows_the_rules_of_registration(
     visit, db, saved, email, typed
 ):
     visit()
@@ -1174,7 +1163,7 @@ def test_the_admin_command_holds_to_the_rules_of_registering(
 @pytest.mark.parametrize(
     "lookalike", ["boss@example.com", "BOSS@example.com", "boss\uff20example.com"]
 )
-def test_the_admin_command_makes_nobody_admin_who_is_only_called_like_the_address(
+def test_the_admin_command_promotes_no_account_whose_username_is_the_address(
     visit, db, edit, saved, lookalike
 ):
     visit()
@@ -1184,7 +1173,7 @@ def test_the_admin_command_makes_nobody_admin_who_is_only_called_like_the_addres
     assert saved() == before
 
 
-def test_who_has_the_address_is_made_admin_and_not_who_is_called_so():
+def test_the_account_with_the_e_mail_is_promoted_and_not_the_one_with_the_username():
     called, owner = (
         ticketboss.Account(number, name, address, "x", "user")
         for number, name, address in (
@@ -1219,7 +1208,7 @@ def test_an_account_that_changed_meanwhile_is_not_promoted():
 # --- The log --------------------------------------------------------------------------
 
 
-def test_no_log_line_has_a_secret_or_a_token_in_it(visit, db, ann, monkeypatch, caplog):
+def test_no_log_line_contains_a_secret_or_a_token(visit, db, ann, monkeypatch, caplog):
     log = logging.getLogger("ticketboss")
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "level", log.level)

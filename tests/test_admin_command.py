@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 
 import pytest
 from click.testing import CliRunner
-from furnished import PASSWORD, cheap_scrypt, inhabited, log_in, people, register
+from furnished import PASSWORD, inhabited, log_in, people, register
 
 import ticketboss
 
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
+
 OTHER = "another long password"
-
-
-@pytest.fixture(autouse=True)
-def cheaper_hashes(monkeypatch):
-    """Let a hash take 3 ms, not 100: other tests ask how dear it is."""
-    monkeypatch.setattr(hashlib, "scrypt", cheap_scrypt)
 
 
 def admin(db, email, *typed):
@@ -42,7 +37,9 @@ def members(saved):
 
 
 @pytest.mark.parametrize("email", ["ann@example.com", "ANN@Example.com"])
-def test_who_says_no_makes_nobody_an_admin(make_app, db, saved, email):
+def test_the_admin_command_changes_nothing_after_the_answer_no(
+    make_app, db, saved, email
+):
     inhabited(make_app, db)
     before = saved()
     for typed in (["n"], [""], []):
@@ -53,7 +50,7 @@ def test_who_says_no_makes_nobody_an_admin(make_app, db, saved, email):
         assert saved() == before
 
 
-def test_it_names_the_account_and_says_since_when_it_is(make_app, db):
+def test_the_admin_command_names_the_account_and_its_creation_time(make_app, db):
     client, _ = inhabited(make_app, db)
     body = {"email": "boss@company.example"}
     assert register(client, "squatter", **body).status_code == 201
@@ -63,7 +60,9 @@ def test_it_names_the_account_and_says_since_when_it_is(make_app, db):
     assert re.search(r"20\d\d-\d\d-\d\d", said)
 
 
-def test_it_says_so_where_nobody_knows_since_when(make_app, db, saved, members):
+def test_the_admin_command_says_that_a_creation_time_is_unknown(
+    make_app, db, saved, members
+):
     client, _ = inhabited(make_app, db)
     assert register(client, "eve").status_code == 201
     file = saved()
@@ -81,7 +80,7 @@ def test_it_says_so_where_nobody_knows_since_when(make_app, db, saved, members):
     assert members()["4"]["role"] == "admin"
 
 
-def test_who_says_yes_and_gives_no_password_keeps_the_old_one(make_app, db, members):
+def test_an_empty_password_keeps_the_old_password_of_a_new_admin(make_app, db, members):
     client, headers = inhabited(make_app, db)
     before = members()
     status, said = admin(db, "ANN@example.com", "y", "")
@@ -94,7 +93,7 @@ def test_who_says_yes_and_gives_no_password_keeps_the_old_one(make_app, db, memb
     assert made.status_code == 201
 
 
-def test_who_gives_a_new_password_shuts_out_the_old_one(make_app, db, members):
+def test_a_new_password_replaces_the_old_password_of_a_new_admin(make_app, db, members):
     client, _ = inhabited(make_app, db)
     before = members()
     status, said = admin(db, "ann@example.com", "y", OTHER, OTHER)
@@ -113,7 +112,9 @@ def test_who_gives_a_new_password_shuts_out_the_old_one(make_app, db, members):
 @pytest.mark.parametrize(
     "typed", [["short", "short"], [OTHER, "not the same"], ["x" * 1025, "x" * 1025]]
 )
-def test_a_new_password_that_will_not_do_changes_nothing(make_app, db, saved, typed):
+def test_the_admin_command_changes_nothing_after_an_unusable_password(
+    make_app, db, saved, typed
+):
     inhabited(make_app, db)
     before = saved()
     status, _ = admin(db, "ann@example.com", "y", *typed)
@@ -121,14 +122,14 @@ def test_a_new_password_that_will_not_do_changes_nothing(make_app, db, saved, ty
     assert saved() == before
 
 
-def test_a_new_account_is_not_asked_about(db, members):
+def test_the_admin_command_asks_no_question_about_a_new_account(db, members):
     status, said = admin(db, "boss@example.com", PASSWORD, PASSWORD)
     assert status == 0, said
     assert "exists" not in said
     assert [m["role"] for m in members().values()] == ["admin"]
 
 
-def test_since_when_an_account_is_is_told_to_nobody_else(make_app, db):
+def test_the_creation_time_of_an_account_is_in_no_answer(make_app, db):
     client, headers = inhabited(make_app, db)
     assert register(client, "eve").json["data"].keys() == {"id", "username", "email"}
     me = client.get("/api/v1/auth/me", headers=headers["ann"]).json["data"]

@@ -1,4 +1,4 @@
-"""`/attempts` says who read what and what became of it; `--unchecked` loses sales."""
+"""`/attempts` lists each attempt and its outcome; `--unchecked` loses sales."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def sell(client: Any, who: str, seats: int = 1, **headers: str) -> Any:
     return client.post("/reservations", json=body, headers=given)
 
 
-# --- What it says ------------------------------------------------------------
+# --- The list of attempts ----------------------------------------------------
 
 
-def test_nothing_was_attempted_at_the_start(client):
+def test_the_list_of_attempts_is_empty_at_the_start(client):
     answer = client.get("/attempts")
     assert (answer.status_code, answer.json) == (
         200,
@@ -43,7 +43,7 @@ def test_nothing_was_attempted_at_the_start(client):
     )
 
 
-def test_a_sale_is_told_with_the_version_read_and_the_one_it_made(client):
+def test_a_sale_is_listed_with_the_version_it_read_and_the_one_it_made(client):
     made = sell(client, "anna", 3).json
     assert attempts(client) == [
         {
@@ -60,7 +60,7 @@ def test_a_sale_is_told_with_the_version_read_and_the_one_it_made(client):
     ]
 
 
-def test_who_came_too_late_is_told_with_the_condition(client):
+def test_an_attempt_that_came_too_late_is_listed_with_its_condition(client):
     sell(client, "anna", 3)
     assert sell(client, "ben", If_Match='"0"').status_code == 412
     *_, late = attempts(client)
@@ -68,13 +68,13 @@ def test_who_came_too_late_is_told_with_the_condition(client):
     assert (late["status"], late["version"]) == (412, 1)
 
 
-def test_a_condition_is_cut_to_64_characters(client):
+def test_a_listed_condition_is_cut_to_64_characters(client):
     condition = ", ".join(f'"{n}"' for n in range(100))
     assert sell(client, "anna", If_Match=condition).status_code == 201
     assert attempts(client)[0]["ifMatch"] == condition[:64]
 
 
-def test_a_refusal_and_a_replay_are_told(make_app):
+def test_a_refusal_and_a_replay_are_listed(make_app):
     client = make_app(seats=5).test_client()
     first = sell(client, "anna", 4, Idempotency_Key="one")
     again = sell(client, "anna", 4, Idempotency_Key="one")
@@ -88,7 +88,7 @@ def test_a_refusal_and_a_replay_are_told(make_app):
     ]
 
 
-def test_a_cancel_is_told_with_the_seats_returned(client):
+def test_a_cancel_is_listed_with_the_seats_returned(client):
     made = sell(client, "anna", 4).json["reservationId"]
     assert client.delete(f"/reservations/{made}?seats=3").status_code == 204
     assert client.delete(f"/reservations/{made}").status_code == 204
@@ -103,7 +103,7 @@ def test_a_cancel_is_told_with_the_seats_returned(client):
     ]
 
 
-def test_what_never_came_to_a_decision_is_not_told(client):
+def test_a_request_that_is_refused_before_a_decision_is_not_listed(client):
     sell(client, "anna", Idempotency_Key="one")
     for answer, status in [
         (sell(client, "anna", 11), 400),
@@ -122,7 +122,7 @@ def test_what_never_came_to_a_decision_is_not_told(client):
     assert [a["status"] for a in attempts(client)] == [201]
 
 
-def test_no_name_and_no_e_mail_is_told(client):
+def test_attempts_are_listed_without_names_and_e_mail_addresses(client):
     client.post("/initialize", json={"eventId": 1, "totalTickets": 9})
     client.post("/book", json={"eventId": 1, "userEmail": "anna@example.com"})
     client.post("/cancel", json={"eventId": 1, "userEmail": "anna@example.com"})
@@ -135,7 +135,7 @@ def test_no_name_and_no_e_mail_is_told(client):
     assert not re.search("anna|blum|@", told, re.IGNORECASE)
 
 
-def test_each_event_has_its_own(client):
+def test_each_event_has_its_own_list_of_attempts(client):
     client.post("/initialize", json={"eventId": 7, "totalTickets": 9})
     client.post("/events/7/reservations", json={"partnerId": "seven", "seats": 1})
     sell(client, "anna")
@@ -147,14 +147,14 @@ def test_each_event_has_its_own(client):
     assert client.get("/events/8/attempts").status_code == 404
 
 
-def test_the_last_500_are_kept_oldest_first(client):
+def test_the_last_500_attempts_are_kept_oldest_first(client):
     for number in range(503):
         sell(client, f"p{number}", 10)
     told = attempts(client)
     assert [a["who"] for a in told] == [f"p{number}" for number in range(3, 503)]
 
 
-def test_it_is_told_again_only_when_there_is_something_new(client):
+def test_the_list_of_attempts_is_304_until_there_is_a_new_one(client):
     first = client.get("/attempts")
     known = {"If-None-Match": first.headers["ETag"]}
     same = client.get("/attempts", headers=known)
@@ -164,7 +164,7 @@ def test_it_is_told_again_only_when_there_is_something_new(client):
     assert first.headers["Cache-Control"] == "no-cache"
 
 
-def test_each_decision_adds_the_version_that_it_read(make_app):
+def test_an_attempt_lists_the_version_that_each_of_its_decisions_read(make_app):
     client = make_app(think_s=0.5).test_client()
     both_have_read = threading.Barrier(2)
     decide_all = ticketboss.Transactions._decide_all
@@ -189,10 +189,10 @@ def test_each_decision_adds_the_version_that_it_read(make_app):
     ]
 
 
-# --- Who may see it ----------------------------------------------------------
+# --- Access to the list ------------------------------------------------------
 
 
-def test_where_login_is_required_everybody_sees_their_own_and_an_admin_all(make_app):
+def test_where_login_is_required_users_see_their_own_attempts_and_admins_all(make_app):
     app = make_app(require_login=True, loopback=True)
     client = app.test_client()
 
@@ -229,24 +229,10 @@ def unchecked(serve: Callable[..., Server]) -> Server:
     return serve("--unchecked", "--think", "500ms", "--seats", "40")
 
 
-def at_once(server: Server, buyers: list[str], **headers: str) -> list[int]:
-    """The status that each buyer gets, when all order a seat at the same time."""
-    statuses: dict[str, int] = {}
-
-    def order(who: str) -> None:
-        body = {"partnerId": who, "seats": 1}
-        statuses[who] = server.ask("POST", "/reservations", body, **headers)[0]
-
-    threads = [threading.Thread(target=order, args=(who,)) for who in buyers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [statuses[who] for who in buyers]
-
-
-def test_thirty_at_once_are_all_confirmed_and_nearly_all_lost(unchecked):
-    assert at_once(unchecked, [f"p{n}" for n in range(30)]) == [201] * 30
+def test_an_unchecked_server_confirms_thirty_simultaneous_sales_and_loses_some(
+    unchecked,
+):
+    assert unchecked.order_at_once([f"p{n}" for n in range(30)]) == [201] * 30
     place = re.search(r"stored in (\S+)", unchecked.banner)[1]
     in_file = json.loads(Path(place).read_text())["reservations"]
     told = unchecked.ask("GET", "/attempts")[1]
@@ -256,7 +242,7 @@ def test_thirty_at_once_are_all_confirmed_and_nearly_all_lost(unchecked):
     assert in_file.keys() < {a["reservationId"] for a in told["attempts"]}
 
 
-def test_it_says_that_it_does_not_check_and_leaves_nothing(unchecked, db):
+def test_an_unchecked_server_says_so_and_leaves_no_file(unchecked, db):
     place = Path(re.search(r"stored in (\S+)", unchecked.banner)[1])
     assert "NO CHECK: " in unchecked.banner
     assert "first account" not in unchecked.banner
@@ -266,7 +252,7 @@ def test_it_says_that_it_does_not_check_and_leaves_nothing(unchecked, db):
     assert [*db.parent.iterdir()] == []
 
 
-def test_it_refuses_conditions_and_keys_that_it_would_not_honour(unchecked):
+def test_an_unchecked_server_refuses_conditions_and_keys(unchecked):
     body = {"partnerId": "anna", "seats": 1}
     for headers in [{"If_Match": '"0"'}, {"If_Match": "*"}, {"Idempotency_Key": "k"}]:
         status, told, _ = unchecked.ask("POST", "/reservations", body, **headers)
@@ -280,7 +266,7 @@ def test_it_refuses_conditions_and_keys_that_it_would_not_honour(unchecked):
     assert unchecked.ask("GET", "/reservations")[1] == []
 
 
-def test_it_sends_no_etag_and_no_304(unchecked):
+def test_an_unchecked_server_sends_no_etag_and_no_304(unchecked):
     body = {"partnerId": "anna", "seats": 1}
     answers = [
         unchecked.ask("POST", "/reservations", body),
@@ -293,11 +279,11 @@ def test_it_sends_no_etag_and_no_304(unchecked):
     assert not any("etag" in map(str.lower, headers) for *_, headers in answers)
 
 
-def test_without_a_pause_it_takes_two_seconds_so_that_a_class_collides(serve):
+def test_an_unchecked_server_pauses_for_two_seconds_by_default(serve):
     server = serve("--unchecked")
     assert "NO CHECK: " in server.banner
     began = time.monotonic()
-    assert at_once(server, ["anna", "ben"]) == [201, 201]
+    assert server.order_at_once(["anna", "ben"]) == [201, 201]
     assert time.monotonic() - began >= 2
     assert len(server.ask("GET", "/reservations")[1]) == 1
 
@@ -312,7 +298,7 @@ def test_without_a_pause_it_takes_two_seconds_so_that_a_class_collides(serve):
     ],
     ids=["--db", "variable", "audit", "reset"],
 )
-def test_it_never_touches_a_file_that_somebody_named(
+def test_an_unchecked_server_refuses_a_named_file_and_leaves_it_alone(
     arguments, variables, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -332,7 +318,7 @@ def test_no_variable_makes_a_server_unchecked(serve):
 # --- For a class -------------------------------------------------------------
 
 
-def test_a_server_for_a_class_says_what_to_write_on_the_board(serve):
+def test_the_banner_of_a_server_for_a_class_shows_the_address_for_the_board(serve):
     server = serve("--host", "0.0.0.0")
     lines = iter(server.process.stdout.readline, "")
     line = next(line for line in lines if "board" in line)
@@ -341,7 +327,9 @@ def test_a_server_for_a_class_says_what_to_write_on_the_board(serve):
     assert address[2] == server.url.rpartition(":")[2]
 
 
-def test_on_windows_it_says_in_one_line_where_it_runs(monkeypatch, tmp_path):
+def test_on_windows_the_start_is_refused_in_one_line_that_names_wsl(
+    monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ticketboss.sys, "platform", "win32")
     ended = CliRunner().invoke(ticketboss.main, ["--port", "0"])

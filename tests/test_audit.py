@@ -1,4 +1,4 @@
-"""`audit` finds what the server lives with, and `audit --repair` serves who waits."""
+"""`audit` reports faults that a server tolerates; `audit --repair` serves the line."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def audit(db, *options):
     return ended.exit_code, ended.output
 
 
-def test_an_audit_finds_nothing_where_nothing_is_wrong(db):
+def test_an_audit_of_a_good_file_reports_nothing(db):
     db.write_text(json.dumps(good()))
     with unchanged(db):
         status, said = audit(db)
@@ -90,7 +90,7 @@ def test_an_audit_finds_nothing_where_nothing_is_wrong(db):
     assert "FAULT" not in said
 
 
-def test_an_audit_finds_nothing_in_what_the_server_made(make_app, db):
+def test_an_audit_of_a_file_that_the_server_wrote_reports_nothing(make_app, db):
     content, todo = furnished()
     db.write_bytes(content)
     client = make_app().test_client()
@@ -182,7 +182,7 @@ FAULTY = {
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_an_audit_finds_what_a_server_starts_with(make_app, db, name):
+def test_an_audit_reports_faults_in_a_file_that_a_server_accepts(make_app, db, name):
     spoil, culprits = FAULTY[name]
     file = good()
     spoil(file)
@@ -226,7 +226,7 @@ NO_FAULT = {
 
 
 @pytest.mark.parametrize("name", NO_FAULT)
-def test_an_audit_leaves_alone_what_may_be(db, name):
+def test_an_audit_does_not_report_what_is_allowed(db, name):
     file = good()
     for change in NO_FAULT[name]:
         change(file)
@@ -235,7 +235,7 @@ def test_an_audit_leaves_alone_what_may_be(db, name):
     assert status == 0, said
 
 
-def test_an_audit_takes_two_addresses_for_two_people(client, db):
+def test_an_audit_does_not_take_two_addresses_for_one_person(client, db):
     for address in ("wei\u00df@example.com", "weiss@example.com"):
         ticket = {"eventId": SEEDED, "userEmail": address}
         assert client.post("/book", json=ticket).status_code == 200
@@ -272,7 +272,7 @@ def left_behind(event_id=SEEDED):
     )
 
 
-def test_a_newcomer_is_told_how_the_head_can_be_served(make_app, db):
+def test_a_refusal_beside_seats_that_fit_the_head_points_to_the_repair(make_app, db):
     file = left_behind() | {"events": {"7": left_behind(7)}}
     db.write_text(json.dumps(file))
     client = make_app().test_client()
@@ -287,7 +287,7 @@ def test_a_newcomer_is_told_how_the_head_can_be_served(make_app, db):
             assert client.get(f"{at}/reservations/head").json["position"] == 1
 
 
-def test_where_nobody_is_left_behind_the_refusal_is_as_ever(make_app, db):
+def test_where_no_order_at_the_head_fits_the_refusal_is_the_usual_one(make_app, db):
     full = document(
         SEEDED,
         10,
@@ -317,7 +317,7 @@ def test_a_newcomer_joins_the_end_and_a_cancel_serves_the_head(make_app, db):
     assert client.get("/reservations/next").json["position"] == 1
 
 
-def test_an_audit_says_who_waits_beside_free_seats_and_what_to_do(db):
+def test_an_audit_names_orders_that_wait_beside_free_seats_and_the_remedy(db):
     db.write_text(json.dumps(left_behind()))
     with unchanged(db):
         status, said = audit(db)
@@ -366,7 +366,7 @@ def test_a_repair_serves_all_that_fit_in_their_order(db, saved):
     assert saved()["event"] == file["event"] | {"availableSeats": 7, "version": 5}
 
 
-def test_a_repair_of_nothing_changes_no_byte(db):
+def test_a_repair_of_a_good_file_changes_no_byte(db):
     db.write_text(json.dumps(good()))  # not in our own layout
     with unchanged(db):
         status, said = audit(db, "--repair")
@@ -391,7 +391,7 @@ def test_a_repair_of_no_file_makes_none(db):
     assert not db.exists()
 
 
-def test_a_password_is_in_no_audit(db):
+def test_an_audit_shows_no_password(db):
     db.write_bytes(people()[0])
     said = audit(db)[1] + audit(db, "--repair")[1]
     assert "scrypt" not in said

@@ -1,4 +1,4 @@
-"""bench.py prints each of its figures. Says nothing about how fast anything is."""
+"""bench.py prints each of its figures. No test checks how fast anything is."""
 
 from __future__ import annotations
 

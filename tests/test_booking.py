@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
+from furnished import REPORT_FIELDS
 
 from ticketboss import (
     Document,
@@ -26,7 +27,7 @@ from ticketboss import (
 
 SEEDED = "node-meetup-2025"
 
-# What each family hears: booked, waiting, cancelled, not there.
+# The texts for each form of a user id: booked, waiting, cancelled, not found.
 EMAIL = (
     "Ticket booked successfully",
     "Event sold out, you're added to the waiting list",
@@ -65,12 +66,12 @@ def make(client, event_id, tickets, **more):
 
 
 def book(client, event_id, **user):
-    """What /book says to a user."""
+    """The status and the JSON of /book."""
     return ask(client, "POST", "/book", {"eventId": event_id, **user})
 
 
 def cancel(client, event_id, **user):
-    """What /cancel says to a user."""
+    """The status and the JSON of /cancel."""
     return ask(client, "POST", "/cancel", {"eventId": event_id, **user})
 
 
@@ -86,7 +87,7 @@ def numbers(client, event_id):
 
 
 def holders(client, event_id, status):
-    """Who has a ticket, or waits for one, in order of arrival."""
+    """The users with a ticket or a place in line, in order of arrival."""
     path = f"/events/{event_id}/reservations?status={status}"
     return [r["partnerId"] for r in ask(client, "GET", path)[1]]
 
@@ -94,7 +95,7 @@ def holders(client, event_id, status):
 # --- events ---------------------------------------------------------------------------
 
 
-def test_an_event_by_name_gets_a_number_and_tells_all_of_itself(client, saved):
+def test_an_event_created_by_name_gets_a_number_and_is_answered_in_full(client, saved):
     seeded = saved()["event"]
     answer = client.post(
         "/initialize", json={"name": "Tech Conference 2025", "totalTickets": 100}
@@ -120,7 +121,7 @@ def test_an_event_by_name_gets_a_number_and_tells_all_of_itself(client, saved):
 
 
 @pytest.mark.parametrize("event_id", [1, 42, "gig", "node meetup", "7"])
-def test_an_event_by_id_needs_no_name(client, event_id):
+def test_an_event_created_by_id_needs_no_name(client, event_id):
     body = {"eventId": event_id, "totalTickets": 100}
     status, told = ask(client, "POST", "/initialize", body)
     assert status == 201
@@ -135,12 +136,12 @@ def test_an_event_by_id_needs_no_name(client, event_id):
     }
 
 
-def test_an_event_takes_its_name_where_it_is_sent_with_an_id(client):
+def test_an_event_created_by_id_takes_the_name_that_is_sent(client):
     make(client, "gig", 3, name="  The gig  ")
     assert ask(client, "GET", "/status/gig")[1]["name"] == "The gig"
 
 
-def test_numbers_go_up_from_1_and_a_deleted_one_does_not_come_again(client):
+def test_event_numbers_go_up_from_1_and_a_deleted_one_is_not_reused(client):
     def numbered():
         body = {"name": "Another", "totalTickets": 5}
         return ask(client, "POST", "/initialize", body)[1]["eventId"]
@@ -199,7 +200,9 @@ def test_an_id_that_is_taken_is_refused(client, saved, there, again):
         ({"eventId": "x" * 201, "totalTickets": 5}, "eventId"),
     ],
 )
-def test_an_event_that_cannot_be_is_refused_by_the_field(client, saved, body, field):
+def test_an_impossible_event_is_refused_with_the_name_of_the_field(
+    client, saved, body, field
+):
     before = saved()
     status, told = ask(client, "POST", "/initialize", body)
     assert status == 400
@@ -278,9 +281,7 @@ def test_an_odd_id_works_everywhere_or_is_refused_clearly(client, saved, event_i
 
 
 @pytest.mark.parametrize("taken", [2**53 - 1, str(2**53 - 1), str(2**64), "9" * 200])
-def test_the_next_number_is_always_one_that_every_reader_gets_right(
-    client, make_app, taken
-):
+def test_the_next_event_number_is_always_below_2_to_the_53(client, make_app, taken):
     ask(client, "POST", "/initialize", {"eventId": taken, "totalTickets": 1})
     status, told = ask(client, "POST", "/initialize", {"name": "x", "totalTickets": 1})
     assert status == 201
@@ -289,7 +290,7 @@ def test_the_next_number_is_always_one_that_every_reader_gets_right(
 
 
 @pytest.mark.parametrize("event_id", [0, "0", "", ".", "accounts", "event", "null"])
-def test_no_event_takes_the_place_of_the_accounts(make_app, saved, event_id):
+def test_no_event_replaces_the_accounts(make_app, saved, event_id):
     client = make_app().test_client()
     ann = {"username": "ann", "email": "ann@x.org", "password": "correct horse"}
     assert ask(client, "POST", "/api/v1/auth/register", ann)[0] == 201
@@ -323,7 +324,7 @@ def test_all_events_and_each_of_them_can_be_read(client):
     assert told[2] == ask(client, "GET", "/events/two/")[1]
 
 
-def test_one_event_is_read_again_only_if_it_has_changed(client):
+def test_an_unchanged_event_is_304(client):
     make(client, 1, 10)
     etag = client.get("/events/1").headers["ETag"]
     assert etag == '"0"'
@@ -356,7 +357,7 @@ def test_a_status_shows_the_event_in_both_spellings(client):
     )
 
 
-def test_the_seeded_event_is_one_of_them(client):
+def test_the_seeded_event_is_listed_with_the_others(client):
     assert ask(client, "GET", f"/status/{SEEDED}") == (
         200,
         {
@@ -405,7 +406,7 @@ def test_a_deleted_event_is_gone_with_all_its_bookings(client, saved):
     assert "ann" not in json.dumps(saved())
 
 
-def test_an_event_made_again_is_empty_and_no_old_version_fits_it(client):
+def test_a_recreated_event_is_empty_and_matches_no_old_version(client):
     make(client, 1, 1)
     book(client, 1, userId="ann")
     before = version(client, 1)
@@ -436,7 +437,7 @@ def test_the_seeded_event_cannot_be_deleted(client, saved):
 
 
 @FAMILIES
-def test_each_family_hears_its_own_words(client, ann, bob, words):
+def test_each_form_of_a_user_id_is_answered_in_its_own_words(client, ann, bob, words):
     booked, waiting, cancelled, missing = words
     make(client, 1, 1)
     first = book(client, 1, **ann)[1]
@@ -475,7 +476,9 @@ def test_each_family_hears_its_own_words(client, ann, bob, words):
 
 
 @FAMILIES
-def test_who_has_booked_is_not_sold_another_ticket(client, saved, ann, bob, words):
+def test_a_user_who_has_booked_is_not_sold_another_ticket(
+    client, saved, ann, bob, words
+):
     make(client, 1, 5)
     book(client, 1, **ann)
     before = saved()
@@ -485,7 +488,9 @@ def test_who_has_booked_is_not_sold_another_ticket(client, saved, ann, bob, word
 
 
 @FAMILIES
-def test_who_waits_and_asks_again_keeps_the_one_place(client, saved, ann, bob, words):
+def test_a_waiting_user_who_books_again_keeps_their_place(
+    client, saved, ann, bob, words
+):
     make(client, 1, 1)
     book(client, 1, userId="somebody")
     book(client, 1, **ann)
@@ -515,7 +520,7 @@ def test_a_waiting_user_who_cancels_leaves_the_list(client, ann, bob, words):
 
 
 @FAMILIES
-def test_who_cancelled_may_book_again(client, ann, bob, words):
+def test_a_user_who_cancelled_may_book_again(client, ann, bob, words):
     make(client, 1, 1)
     first = book(client, 1, **ann)[1]
     cancel(client, 1, **ann)
@@ -617,7 +622,9 @@ def test_answers_show_an_id_in_the_type_it_was_created_with(client, made, asked)
         ({"userEmail": "a" * 200 + "@x.org"}, "mail"),
     ],
 )
-def test_an_unusable_identity_is_refused_by_the_field(client, saved, path, user, says):
+def test_an_unusable_user_is_refused_with_the_name_of_the_field(
+    client, saved, path, user, says
+):
     make(client, 1, 1)
     before = saved()
     status, told = ask(client, "POST", path, {"eventId": 1, **user})
@@ -629,7 +636,9 @@ def test_an_unusable_identity_is_refused_by_the_field(client, saved, path, user,
 
 @pytest.mark.parametrize("path", ["/book", "/cancel"])
 @pytest.mark.parametrize("event_id", [None, True, 1.5, "", " ", [], 10**30])
-def test_an_unusable_event_id_is_refused_by_the_field(client, saved, path, event_id):
+def test_an_unusable_event_id_is_refused_with_the_name_of_the_field(
+    client, saved, path, event_id
+):
     before = saved()
     status, told = ask(client, "POST", path, {"eventId": event_id, "userId": 1})
     assert status == 400
@@ -649,14 +658,14 @@ def test_an_unknown_event_is_not_found(client, saved, event_id, user):
 
 @pytest.mark.parametrize("path", ["/status/{}", "/events/{}", "/events/{}/report"])
 @pytest.mark.parametrize("event_id", ["99", "none", "%2e%2e", "0", "%00", "x" * 500])
-def test_nothing_is_shown_of_an_unknown_event(client, path, event_id):
+def test_an_unknown_event_has_no_status_and_no_report(client, path, event_id):
     assert ask(client, "GET", path.format(event_id)) == (
         404,
         failure("Event not found"),
     )
 
 
-def test_every_change_counts_one_version_and_nothing_else_does(client):
+def test_every_change_raises_the_version_by_one_and_nothing_else_does(client):
     make(client, 1, 2)
     steps = [
         (book, 1, 1),
@@ -679,7 +688,7 @@ def test_every_change_counts_one_version_and_nothing_else_does(client):
     assert version(client, SEEDED) == 0
 
 
-def test_every_change_says_how_often_it_was_decided(client):
+def test_every_booking_change_has_the_number_of_attempts_in_its_answer(client):
     answers = [
         client.post("/initialize", json={"eventId": 1, "totalTickets": 1}),
         client.post("/book", json={"eventId": 1, "userId": 1}),
@@ -690,7 +699,7 @@ def test_every_change_says_how_often_it_was_decided(client):
     assert [a.headers["X-Attempts"] for a in answers] == ["1"] * 5
 
 
-def test_a_booking_is_made_only_at_the_version_that_its_caller_named(client, saved):
+def test_a_booking_is_made_only_at_the_version_that_the_request_names(client, saved):
     make(client, 1, 5)
     body = {"eventId": 1, "userId": "ann"}
     book(client, 1, userId="bob")
@@ -789,7 +798,7 @@ def test_the_seeded_event_is_the_same_by_every_path(make_app):
     )
 
 
-def test_partners_see_who_waits_and_where(client):
+def test_partners_see_waiting_bookings_with_their_positions(client):
     make(client, 1, 1)
     book(client, 1, userId="ann")
     waits = book(client, 1, userId="bob")[1]
@@ -808,7 +817,7 @@ def test_partners_see_who_waits_and_where(client):
     assert ask(client, "GET", path)[1] == records[1]
 
 
-def test_what_partners_see_of_a_booking_is_no_email(client):
+def test_partners_see_no_e_mail_address_of_a_booking(client):
     make(client, 1, 1)
     book(client, 1, userEmail="ann@x.org")
     book(client, 1, userEmail="bob@x.org")
@@ -820,7 +829,7 @@ def test_what_partners_see_of_a_booking_is_no_email(client):
 # --- reports --------------------------------------------------------------------------
 
 
-def test_a_report_counts_what_is_sold_now(client):
+def test_a_report_counts_the_tickets_that_are_sold_now(client):
     make(client, 1, 5, name="One", price=250)
     for user in range(3):
         book(client, 1, userId=user)
@@ -857,7 +866,7 @@ def test_a_report_counts_what_is_sold_now(client):
     )
 
 
-def test_the_report_of_all_adds_them_up(client):
+def test_the_report_of_all_events_adds_them_up(client):
     make(client, 1, 2, price=1)
     make(client, 2, 3, price=1000)
     for user in range(3):
@@ -906,18 +915,6 @@ def test_an_event_may_have_a_million_tickets(client, make_app):
         assert (told["ticketsSold"], told["revenue"]) == (1_000_000, 100_000_000)
 
 
-COLUMNS = [
-    "eventId",
-    "name",
-    "totalTickets",
-    "ticketsSold",
-    "availableTickets",
-    "waitingListCount",
-    "price",
-    "revenue",
-]
-
-
 def sheet(answer):
     """The rows of a CSV, as a spreadsheet reads them."""
     assert answer.status_code == 200
@@ -934,9 +931,9 @@ def test_a_report_opens_in_a_spreadsheet(client, how):
     for user in range(3):
         book(client, 1, userId=user)
     one = ["1", 'Say "hello", twice', "2", "2", "0", "1", "250", "500"]
-    assert sheet(client.get("/events/1/report", **how)) == [COLUMNS, one]
+    assert sheet(client.get("/events/1/report", **how)) == [REPORT_FIELDS, one]
     assert sheet(client.get("/report", **how)) == [
-        COLUMNS,
+        REPORT_FIELDS,
         [SEEDED, "Node.js Meet-up", "500", "0", "500", "0", "0", "0"],
         one,
     ]
@@ -966,7 +963,9 @@ def test_no_text_in_a_spreadsheet_is_a_formula(client, start):
 
 
 @pytest.mark.parametrize("start", ["\t", "\r"])
-def test_no_text_in_the_file_is_a_formula_either(client, db, saved, start):
+def test_a_report_escapes_a_formula_that_was_written_into_the_file(
+    client, db, saved, start
+):
     file = saved()
     file["event"]["name"] = start + "=1+1"
     db.write_text(json.dumps(file))
@@ -1001,7 +1000,7 @@ def at_once(do, each):
         return [*pool.map(start, each)]
 
 
-def test_a_hundred_at_once_for_ten_tickets_are_ten_and_ninety_in_line(serve, client):
+def test_of_a_hundred_simultaneous_bookings_ten_are_sold_and_ninety_wait(serve, client):
     make(client, 1, 10)
     servers = [serve(), serve()]
 
@@ -1025,7 +1024,7 @@ def test_a_hundred_at_once_for_ten_tickets_are_ten_and_ninety_in_line(serve, cli
     }
 
 
-def test_a_booking_cancelled_by_twenty_at_once_is_cancelled_once(make_app):
+def test_of_twenty_simultaneous_cancels_of_a_booking_one_counts(make_app):
     clients = [make_app(), make_app()]  # two stores, as two processes have
     client = clients[0].test_client()
     make(client, 1, 2)
@@ -1043,7 +1042,7 @@ def test_a_booking_cancelled_by_twenty_at_once_is_cancelled_once(make_app):
     assert version(client, 1) == 5
 
 
-def test_fifty_cancels_at_once_serve_the_fifty_at_the_head(make_app):
+def test_fifty_simultaneous_cancels_serve_the_first_fifty_in_line(make_app):
     clients = [make_app(), make_app()]
     client = clients[0].test_client()
     make(client, 1, 50)
@@ -1061,7 +1060,7 @@ def test_fifty_cancels_at_once_serve_the_fifty_at_the_head(make_app):
     assert book(client, 1, userId=119)[1]["position"] == 20
 
 
-def test_one_user_at_once_from_everywhere_has_one_ticket(make_app):
+def test_simultaneous_bookings_of_one_user_give_one_ticket(make_app):
     clients = [make_app(), make_app()]
     client = clients[0].test_client()
     make(client, 1, 50)
@@ -1088,9 +1087,7 @@ def sale(event_id, reservation_id):
 
 
 @pytest.mark.parametrize(("changed", "attempts"), [("quiet", 2), ("busy", 1)])
-def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
-    db, changed, attempts
-):
+def test_only_a_change_of_the_same_event_makes_a_sale_retry(db, changed, attempts):
     here, there = open_store(str(db)), open_store(str(db))  # as two processes have them
     here.open(5)
     for name in ("quiet", "busy"):
@@ -1118,7 +1115,7 @@ def test_only_a_change_of_the_same_event_makes_a_sale_decide_again(
     )
 
 
-def test_a_quiet_event_never_notices_a_busy_one(serve, make_app):
+def test_a_busy_event_causes_no_retries_at_a_quiet_one(serve, make_app):
     client = make_app(think_s=0.03).test_client()  # time to be overtaken
     make(client, "quiet", 1_000)
     make(client, "busy", 1_000_000)

@@ -76,7 +76,7 @@ def test_every_fact_can_be_changed_and_is_one_version(client, saved):
 @pytest.mark.parametrize(
     "fact", [{"name": "X"}, {"totalSeats": 501}, {"price": 1}, {"sales": "closed"}]
 )
-def test_one_fact_changes_and_the_others_stay(client, fact):
+def test_a_change_of_one_fact_leaves_the_others(client, fact):
     before = client.get(EVENT).json
     after = change(client, **fact).json
     name = next(iter(fact))
@@ -93,7 +93,7 @@ def test_one_fact_changes_and_the_others_stay(client, fact):
     assert {k: after[k] for k in same} == {k: before[k] for k in same}
 
 
-def test_what_changes_nothing_counts_no_version(client, db):
+def test_a_change_to_the_same_values_counts_no_version(client, db):
     assert change(client, price=5).json["version"] == 1
     with unchanged(db):
         again = change(client, price=5, name="Node.js Meet-up", sales="open")
@@ -139,7 +139,7 @@ def test_an_event_that_is_not_there_is_404(client, db):
         assert (answer.status_code, answer.json["error"]) == (404, "Event not found")
 
 
-def test_more_seats_serve_who_waits_in_the_same_change(make_app, saved):
+def test_more_seats_serve_waiting_orders_in_the_same_change(make_app, saved):
     client = make_app(seats=4).test_client()
     sell(client, 4)
     waits = [sell(client, n, waitlist=True).json["reservationId"] for n in (3, 4, 1)]
@@ -343,7 +343,7 @@ def test_an_event_with_bookings_made_by_token_is_changed_by_admins(house):
     ]
 
 
-def test_an_event_of_nobody_is_anybodys_but_where_login_is_required(house):
+def test_an_event_without_a_maker_is_changed_by_anybody_unless_login_is_required(house):
     client, strict, root, ann, _ = house
     opened = {"eventId": 7, "totalTickets": 9}
     client.post("/initialize", json=opened)
@@ -358,14 +358,14 @@ def test_an_event_of_nobody_is_anybodys_but_where_login_is_required(house):
 # --- the rules ------------------------------------------------------------------------
 
 
-def test_a_file_that_knows_no_sales_is_written_as_before(client, db, saved):
+def test_reopened_sales_leave_no_field_in_the_file(client, db, saved):
     before = json.loads(db.read_text())
     change(client, sales="closed")
     change(client, sales="open")
     assert saved()["event"] == before["event"] | {"version": 2}
 
 
-def test_the_rule_is_pure_and_gives_back_what_it_leaves_alone():
+def test_change_event_is_pure_and_returns_an_unchanged_document_itself():
     event = ticketboss.Event("gig", "Gig", 5, 5, 0)
     document = ticketboss.Document.of(event, {})
     assert document.change({"name": "Gig"}) is document

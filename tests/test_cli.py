@@ -1,4 +1,4 @@
-"""The command line: what it says, what it refuses in one line, and how it ends.
+"""The command line: its output, its refusals in one line, and its shutdown.
 
 A start that cannot be is one line on stderr (behind the usage, where it was not kept)
 and a non-zero exit, never a traceback; an
@@ -226,7 +226,9 @@ def test_a_bad_start_is_refused_in_one_line(run, arguments, env, words):
     [["--nope"], ["--port", "http"], ["--db", "gone/db.json"], ["audit"]],
     ids=" ".join,
 )
-def test_a_real_process_is_refused_in_one_line(spawn, tmp_path, arguments):
+def test_a_bad_start_of_a_real_process_is_refused_in_one_line(
+    spawn, tmp_path, arguments
+):
     in_one_line(spawn(*arguments))
     assert listing(tmp_path) == []
 
@@ -292,12 +294,14 @@ def test_the_help_names_the_default_of_an_option_that_is_off(option):
     assert shown in {"(no pause)", "(no limit)"}
 
 
-def test_seats_are_for_the_first_start_alone(serve):
+def test_the_option_seats_counts_only_at_the_first_start(serve):
     assert serve("--seats", "7").ask("GET", "/event")[1]["totalSeats"] == 7
     assert serve("--seats", "8").ask("GET", "/event")[1]["totalSeats"] == 7
 
 
-def test_the_file_is_the_options_then_the_environments_then_here(run, tmp_path):
+def test_the_option_db_goes_before_the_environment_and_that_before_the_default(
+    run, tmp_path
+):
     for name in ("flag.json", "env.json", "db.json"):
         (tmp_path / name).write_text("{")
     env = {"TICKETBOSS_DB": "env.json"}
@@ -306,7 +310,7 @@ def test_the_file_is_the_options_then_the_environments_then_here(run, tmp_path):
     in_one_line(run(), str(tmp_path / "db.json"))
 
 
-def test_every_option_but_the_dangerous_one_has_its_variable(monkeypatch):
+def test_every_option_but_unchecked_has_a_variable(monkeypatch):
     options = {
         flag: option for option in ticketboss.main.params for flag in option.opts
     }
@@ -331,7 +335,9 @@ def test_every_option_but_the_dangerous_one_has_its_variable(monkeypatch):
     } == {"--unchecked"}  # it loses sales: no variable arms it
 
 
-def test_an_app_without_settings_is_told_by_the_environment(monkeypatch, db, saved):
+def test_an_app_without_settings_takes_them_from_the_environment(
+    monkeypatch, db, saved
+):
     monkeypatch.setenv("TICKETBOSS_DB", str(db))
     monkeypatch.setenv("TICKETBOSS_SEATS", "7")
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
@@ -370,7 +376,7 @@ def test_an_app_that_cannot_start_ends_its_worker_in_one_line(
     assert named in ended.value.code or variable in ended.value.code
 
 
-def test_flask_run_serves_the_same(connect, db, saved):
+def test_flask_run_serves_the_app(connect, db, saved):
     env = {
         "TICKETBOSS_DB": str(db),
         "TICKETBOSS_SEATS": "7",
@@ -415,7 +421,9 @@ def under_way(connect: Callable[[str], Client]) -> Callable[..., list[Client]]:
     return under_way
 
 
-def test_who_thinks_loses_races_and_counts_the_attempts(serve, under_way, saved):
+def test_a_sale_that_thinks_loses_races_and_counts_its_attempts(
+    serve, under_way, saved
+):
     server = serve("--think", "300ms")
     answers = [c.receive() for c in under_way(server, 3)]
     assert {a.status for a in answers} == {201}
@@ -426,9 +434,7 @@ def test_who_thinks_loses_races_and_counts_the_attempts(serve, under_way, saved)
     assert saved()["event"]["availableSeats"] == 491
 
 
-def test_who_thinks_under_a_condition_is_not_made_to_think_again(
-    serve, under_way, saved
-):
+def test_a_sale_that_thinks_under_a_condition_is_not_retried(serve, under_way, saved):
     server = serve("--think", "300ms")
     clients = under_way(server, 2, If_Match='"0"')
     answers = sorted([c.receive() for c in clients], key=lambda a: a.status)
@@ -447,7 +453,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_an_end_finishes_the_request_under_way(serve, under_way, saved, pick, how):
+def test_a_shutdown_finishes_the_request_under_way(serve, under_way, saved, pick, how):
     # The longer one: no library's own patience may be what ends a request.
     server = serve("--think", f"{pick(1, 7, 7)}s")
     [client] = under_way(server, 1)
@@ -461,7 +467,9 @@ def test_an_end_finishes_the_request_under_way(serve, under_way, saved, pick, ho
     assert list(saved()["reservations"]) == [answer.body["reservationId"]]
 
 
-def test_an_end_finishes_those_who_wait_for_the_lock(serve, under_way, db, saved):
+def test_a_shutdown_finishes_requests_that_wait_for_the_lock(
+    serve, under_way, db, saved
+):
     server = serve()
     with ticketboss.Store(str(db)).lock():
         clients = under_way(server, 4)
@@ -472,7 +480,7 @@ def test_an_end_finishes_those_who_wait_for_the_lock(serve, under_way, db, saved
     assert set(saved()["reservations"]) == {a.body["reservationId"] for a in answers}
 
 
-def test_an_end_finishes_an_answer_to_a_slow_reader(serve, connect, db):
+def test_a_shutdown_finishes_an_answer_to_a_slow_reader(serve, connect, db):
     records = {
         f"r{n}": STATE["reservations"]["a"]
         | {
@@ -518,8 +526,8 @@ def rigged(serve, tmp_path) -> Callable[..., Server]:
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
-def test_a_signal_is_heard_though_it_comes_while_an_object_is_freed(rigged, how):
-    # Where a handler raises an exception, Python ignores it: nobody would hear of it.
+def test_a_signal_that_arrives_while_an_object_is_freed_ends_the_server(rigged, how):
+    # Python ignores an exception of a handler: the signal would be lost.
     server = rigged(f"""
 import os, signal
 from waitress import wasyncore
@@ -540,7 +548,7 @@ wasyncore.loop = once
     assert server.stop()[2] == ""
 
 
-def test_an_end_answers_those_whom_no_thread_has_begun_with(rigged, connect, saved):
+def test_a_shutdown_answers_requests_that_no_thread_has_begun(rigged, connect, saved):
     crowd = 80
     server = rigged(
         f"""
@@ -557,7 +565,9 @@ HTTPChannel.received = received
         "1s",
     )
     clients = [connect(server.url) for _ in range(crowd)]
-    for client in clients:  # under a condition, as who loses a race thinks again
+    for (
+        client
+    ) in clients:  # under a condition, as a sale that loses a race thinks again
         client.send("POST", "/reservations", ORDER, If_Match='"0"')
     answers = [client.receive() for client in clients]
     assert sorted(a.status for a in answers) == [201] + [412] * (crowd - 1)
@@ -577,7 +587,7 @@ def heeds(process: subprocess.Popen[str], how: signal.Signals) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(serve, under_way, saved, how):
+def test_a_second_signal_ends_the_server_at_once(serve, under_way, saved, how):
     server = serve("--think", "60s")
     under_way(server, 1)
     server.process.send_signal(how)
@@ -594,7 +604,7 @@ def test_a_second_signal_ends_it_at_once(serve, under_way, saved, how):
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
-def test_an_end_as_soon_as_the_banner_is_out_is_a_clean_one(tmp_path, how):
+def test_a_shutdown_right_after_the_banner_is_clean(tmp_path, how):
     # The signal comes from within, so that it comes at the worst moment each time.
     program = f"""
 import os, signal, sys
@@ -644,7 +654,7 @@ def test_each_request_is_one_line_on_stderr_with_its_version_and_attempts(db):
     assert "GET" not in out
 
 
-def test_quiet_is_quiet(serve):
+def test_a_quiet_server_logs_no_request(serve):
     server = serve()  # with --quiet, as all that the fixture starts
     server.ask("POST", "/reservations", ORDER)
     server.ask("GET", "/nope")
@@ -654,7 +664,7 @@ def test_quiet_is_quiet(serve):
 # --- audit and reset ---------------------------------------------------------
 
 
-def test_an_audit_of_what_adds_up_says_so(run, db):
+def test_an_audit_of_a_good_file_says_so(run, db):
     db.write_text(json.dumps(STATE))
     ended = run("audit")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -695,7 +705,7 @@ def test_an_audit_of_what_adds_up_says_so(run, db):
         "cut",
     ],
 )
-def test_an_audit_finds_what_does_not_add_up(run, db, text):
+def test_an_audit_reports_sums_that_are_wrong(run, db, text):
     db.write_text(text)
     ended = run("audit", "--db", str(db))
     assert ended.returncode == 1
@@ -710,7 +720,7 @@ def test_an_audit_of_no_file_makes_none(run, tmp_path):
 
 
 @pytest.mark.parametrize("said", ["n\n", "", "\n"])
-def test_a_reset_without_a_yes_changes_nothing(run, db, said):
+def test_a_reset_that_is_not_confirmed_changes_nothing(run, db, said):
     db.write_text(json.dumps(STATE))
     ended = run("reset", "--seats", "9", stdin=said)
     assert ended.returncode != 0
@@ -721,7 +731,7 @@ def test_a_reset_without_a_yes_changes_nothing(run, db, said):
 
 @pytest.mark.parametrize(("options", "said"), [(["--yes"], ""), ([], "y\n")])
 @pytest.mark.parametrize("text", [json.dumps(STATE), "{ cut"], ids=["good", "bad"])
-def test_a_reset_seeds_afresh_and_keeps_the_old_file_beside(
+def test_a_reset_seeds_a_new_file_and_keeps_the_old_one(
     run, db, saved, options, said, text
 ):
     db.write_text(text)
@@ -753,12 +763,14 @@ def test_a_reset_where_there_is_no_file_seeds_one(run, tmp_path, saved):
 
 @pytest.mark.parametrize("command", [["reset", "--yes"], ["admin", "a@b.co"]])
 @pytest.mark.parametrize("seats", ["0", "1000001", "many"])
-def test_seats_have_the_same_bounds_behind_a_command(run, tmp_path, command, seats):
+def test_the_option_seats_has_the_same_bounds_for_a_command(
+    run, tmp_path, command, seats
+):
     in_one_line(run(*command, "--seats", seats), "--seats", seats)
     assert listing(tmp_path) == []
 
 
-def test_a_second_reset_keeps_what_the_first_one_left(run, db, saved):
+def test_a_second_reset_keeps_the_old_file_of_the_first(run, db, saved):
     run("reset", "--yes", "--seats", "7")
     first = db.read_text()
     ended = run("reset", "--yes", "--seats", "9")
@@ -776,7 +788,7 @@ def test_a_reset_that_finds_no_free_block_leaves_the_file_where_it_is(spawn, db)
     in_one_line(ended)
 
 
-def test_a_running_server_sells_what_a_reset_left(serve, run, saved):
+def test_a_running_server_sells_the_seats_of_a_reset_file(serve, run, saved):
     server = serve()
     server.ask("POST", "/reservations", ORDER)
     assert run("reset", "--yes", "--seats", "9").returncode == 0
@@ -797,7 +809,7 @@ def test_a_running_server_sells_what_a_reset_left(serve, run, saved):
     ],
     ids=" ".join,
 )
-def test_an_admin_made_first_of_all_finds_the_seats_that_were_asked_for(
+def test_an_admin_command_before_the_first_start_seeds_the_given_seats(
     db, saved, arguments
 ):
     typed = "a long password\na long password\n"
@@ -826,7 +838,9 @@ def test_an_admin_made_first_of_all_finds_the_seats_that_were_asked_for(
     ],
     ids=lambda address: ascii(address)[:20],
 )
-def test_an_admin_has_an_address_as_all_have(run, tmp_path, address):
+def test_the_admin_command_refuses_an_unusable_address_in_one_line(
+    run, tmp_path, address
+):
     ended = run("admin", address)
     in_one_line(ended, "EMAIL")
     assert ended.stderr.isascii()
@@ -834,7 +848,7 @@ def test_an_admin_has_an_address_as_all_have(run, tmp_path, address):
     assert listing(tmp_path) == []
 
 
-def test_an_admin_whose_address_is_a_name_already_is_told_so_and_no_more(db, saved):
+def test_the_admin_command_refuses_an_address_that_is_already_a_username(db, saved):
     admin = ["admin", "a@b.co", "--db", str(db)]
     typed = "a long password\na long password\n"
     assert CliRunner().invoke(ticketboss.main, admin, input=typed).exit_code == 0
@@ -933,7 +947,7 @@ def test_a_full_disk_refuses_changes_alone_and_only_while_it_is_full(serve, db):
     assert json.loads(db.read_text())["event"]["version"] == 3
 
 
-def test_one_server_is_stopped_while_another_goes_on(serve, saved):
+def test_one_server_is_stopped_while_another_keeps_selling(serve, saved):
     first, second = serve(), serve()
     assert first.ask("POST", "/reservations", ORDER)[0] == 201
     assert first.stop()[0] == 0

@@ -482,7 +482,7 @@ def test_a_call_that_fails_changes_nothing_or_leaves_only_durability_in_doubt(
     say(f"a commit, each call failing in {len(ERRORS)} ways: {dict(said)}")
 
 
-def test_the_folder_that_is_synced_is_the_one_the_file_is_in(place):
+def test_a_commit_syncs_the_folder_that_holds_the_file(place):
     path, synced = f"{place}/there/db.json", []
     fresh(path)
     work = seeded(path)
@@ -531,7 +531,7 @@ def test_a_start_that_fails_leaves_no_half_of_a_file_and_the_next_one_works(
     say(f"{what}, each call failing in {len(ERRORS)} ways: {dict(said)}")
 
 
-def test_a_request_whose_call_fails_gets_the_documented_answer(
+def test_a_request_whose_system_call_fails_gets_the_documented_answer(
     client, db, saved, unraised
 ):
     order, answers = {"partnerId": "abc-corp", "seats": 1}, Counter()
@@ -798,7 +798,9 @@ def written_in_place(trace):
         (written_in_place, "unreadable"),
     ],
 )
-def test_the_model_of_a_power_cut_catches_a_program(plant, harms, tmp_path, say):
+def test_the_model_of_a_power_cut_catches_each_faulty_program(
+    plant, harms, tmp_path, say
+):
     planted = plant(traced(str(tmp_path / "db.json")))
     states, unreadable, lost = judged(planted, str(tmp_path / "there" / "db.json"))
     say(

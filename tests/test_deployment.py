@@ -24,7 +24,7 @@ import ticketboss
 
 ANN = {"username": "ann", "email": "ann@example.com", "password": "securePassword1"}
 SECRET = b"a secret of thirty-two bytes or more"
-CLUSTER = "tcp://10.96.0.12:3000"  # what Kubernetes says of a Service of our name
+CLUSTER = "tcp://10.96.0.12:3000"  # set by Kubernetes for a Service of our name
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def variables(command: click.Command, prefix: str | None) -> dict[str, set[str]]
     return found
 
 
-def test_these_are_all_the_variables_and_no_dangerous_switch_has_one():
+def test_only_the_listed_options_have_a_variable():
     prefix = ticketboss.main.context_settings.get("auto_envvar_prefix")
     assert set().union(*variables(ticketboss.main, prefix).values()) == {
         "PORT",
@@ -90,7 +90,7 @@ def test_these_are_all_the_variables_and_no_dangerous_switch_has_one():
 
 
 @pytest.mark.parametrize("name", ["TICKETBOSS_YES", "TICKETBOSS_RESET_YES", "YES"])
-def test_no_variable_says_yes_to_a_reset(db, name):
+def test_no_variable_confirms_a_reset(db, name):
     assert ended(db.parent, "reset", "--yes", "--seats", "7")[0] == 0
     before = db.read_bytes()
     code, _, _ = ended(db.parent, "reset", "--seats", "9", **{name: "1"})
@@ -107,7 +107,7 @@ def test_our_own_port_goes_before_port(launch, db, taken):
     one_line(err, taken)
 
 
-def test_a_port_that_a_cluster_set_is_not_ours_and_is_ignored_with_a_line(launch):
+def test_a_port_that_a_cluster_set_is_ignored_with_one_line(launch):
     server = launch("--quiet", TICKETBOSS_PORT=CLUSTER, PORT="0")
     assert server.ask("POST", "/reservations", ORDER)[0] == 201
     server.process.terminate()
@@ -117,14 +117,14 @@ def test_a_port_that_a_cluster_set_is_not_ours_and_is_ignored_with_a_line(launch
     assert "ignored" in line
 
 
-def test_without_a_port_of_its_own_it_takes_the_usual_one(db):
-    # No server is started: the usual port may be anybody's. The option says it.
+def test_without_a_port_the_server_takes_the_default(db):
+    # No server is started: the default port may be in use. The option has it.
     code, out, _ = ended(db.parent, "--help", TICKETBOSS_PORT=CLUSTER)
     assert code == 0
     assert re.search(r"--port\b.*\b3000\b", re.sub(r"\s+", " ", out))
 
 
-def test_a_command_ignores_what_a_cluster_set_too(db):
+def test_a_command_ignores_a_port_that_a_cluster_set(db):
     assert ended(db.parent, "reset", "--yes")[0] == 0
     code, out, err = ended(db.parent, "audit", TICKETBOSS_PORT=CLUSTER)
     assert code == 0
@@ -132,7 +132,7 @@ def test_a_command_ignores_what_a_cluster_set_too(db):
     assert "Traceback" not in err
 
 
-def test_under_another_server_what_a_cluster_set_is_ignored_too(db, monkeypatch):
+def test_under_another_server_a_port_that_a_cluster_set_is_ignored(db, monkeypatch):
     monkeypatch.setenv("TICKETBOSS_DB", str(db))
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
     monkeypatch.setenv("TICKETBOSS_PORT", CLUSTER)
@@ -142,7 +142,7 @@ def test_under_another_server_what_a_cluster_set_is_ignored_too(db, monkeypatch)
 
 
 @pytest.mark.parametrize("value", ["http", "70000", "tcp"])
-def test_any_other_port_that_is_none_still_stops_the_start(db, value):
+def test_any_other_unusable_port_stops_the_start(db, value):
     code, out, err = ended(db.parent, TICKETBOSS_PORT=value)
     assert (code, out) == (2, "")
     one_line(err, "--port", value)
@@ -174,7 +174,7 @@ def test_the_default_listens_at_both_loopback_addresses(launch):
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
-def test_an_address_that_was_asked_for_is_the_only_one(launch):
+def test_a_server_with_an_address_listens_on_that_one_alone(launch):
     server = launch("--port", "0", "--quiet", "--host", "127.0.0.1")
     assert server.ask("GET", "/event")[0] == 200
     with pytest.raises(ConnectionRefusedError):
@@ -206,7 +206,7 @@ socket.socket = Socket
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "[::1]", "::1", "localhost", "*", "::", "127.1"]
 )
-def test_the_banner_says_addresses_that_others_can_type(launch, host):
+def test_the_banner_shows_addresses_that_other_machines_can_open(launch, host):
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no ::1")
     server = launch("--port", "0", "--quiet", "--host", host)
@@ -237,7 +237,7 @@ def under_way(server: Launched, number: int, stack: ExitStack) -> list[Client]:
     return clients
 
 
-def test_a_closed_terminal_ends_it_as_a_sigterm_does(launch, db):
+def test_a_closed_terminal_ends_the_server_as_sigterm_does(launch, db):
     server = launch("--port", "0", "--quiet")
     with ExitStack() as stack:
         with held(db):
@@ -307,7 +307,7 @@ def test_a_connection_is_kept_after_an_answer_without_a_body(server):
     ],
 )
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_two_questions_on_one_connection_are_both_answered(
+def test_two_requests_on_one_connection_are_both_answered(
     server, method, path, status, version
 ):
     condition = "If-None-Match: *\r\n" if status == 304 else ""
@@ -329,7 +329,7 @@ def test_two_questions_on_one_connection_are_both_answered(
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_who_wants_the_connection_closed_has_it_closed(server, version):
+def test_a_connection_is_closed_when_the_client_asks_for_that(server, version):
     with Wire(server.address) as wire:
         wire.send(
             f"GET /event HTTP/{version}\r\nHost: localhost\r\nIf-None-Match: *\r\n"
@@ -352,7 +352,7 @@ def client(make_app, client):
 
 
 def claims(client) -> dict[str, object]:
-    """What a good token of this account says."""
+    """The claims of a good token of this account."""
     session = client.post(
         "/login", json={"username": "ann", "password": ANN["password"]}
     )
@@ -360,7 +360,7 @@ def claims(client) -> dict[str, object]:
 
 
 def bearer(said: dict[str, object]) -> dict[str, str]:
-    """The header with a token that says that."""
+    """The header with a token of these claims."""
     return {"Authorization": f"Bearer {jwt.encode(said, SECRET, 'HS256')}"}
 
 
@@ -391,7 +391,7 @@ def test_a_login_does_not_look_at_old_tokens(client, path, body, status):
 @pytest.mark.parametrize(
     "scheme", ["Basic YW5uOnNlY3JldA==", "Digest x", "Token x", "Basic", "rubbish"]
 )
-def test_another_scheme_is_no_token(client, saved, scheme):
+def test_a_header_of_another_scheme_is_not_taken_for_a_token(client, saved, scheme):
     headers = {"Authorization": scheme}
     assert client.get("/event", headers=headers).status_code == 200
     answer = client.post("/reservations", json=ORDER, headers=headers)
@@ -401,7 +401,7 @@ def test_another_scheme_is_no_token(client, saved, scheme):
     assert answer.json["message"] == "No token provided"
 
 
-def test_another_scheme_opens_nothing_where_a_login_is_required(make_app, db):
+def test_a_header_of_another_scheme_is_401_where_login_is_required(make_app, db):
     strict = make_app(require_login=True).test_client()
     before = db.read_bytes()
     headers = {"Authorization": "Basic YW5uOnNlY3JldA=="}

@@ -12,7 +12,7 @@ from test_page import Browser, Page
 
 
 def described(client):
-    """What /openapi.json says."""
+    """The content of /openapi.json."""
     return client.get("/openapi.json").json
 
 
@@ -53,7 +53,7 @@ def test_the_description_is_made_once_and_read_again_only_when_it_changes(client
     assert client.get("/openapi.json").headers["ETag"] == first.headers["ETag"]
 
 
-def test_every_operation_says_what_it_answers(client):
+def test_every_operation_describes_its_answers(client):
     for method, path, operation in operations(described(client)):
         statuses = operation["responses"]
         assert any(status < "300" for status in statuses), (method, path)
@@ -92,7 +92,7 @@ def test_every_line_to_copy_works_as_it_stands(serve, db):
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/api/v1/nothing", "/events/1/nothing"])
-def test_what_is_not_there_leads_to_the_docs(client, path):
+def test_a_404_points_to_the_docs(client, path):
     answer = client.get(path)
     assert answer.status_code == 404
     assert "No such URL. `GET /docs` lists all of them." in answer.json.values()

@@ -5,19 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from furnished import BOOKER, PASSWORD, error_of, house_of, inhabited, unchanged
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
-
+from furnished import BOOKER, PASSWORD, error_of, inhabited, unchanged
 
 # --- how many are held ---------------------------------------------------------------
 
 
-def test_partners_are_told_how_many_seats_they_can_return(house, db):
+def test_a_refused_return_names_the_number_of_seats_that_can_be_returned(house, db):
     client, _, todo = house
     for name in ("cancel", "cancel in an event"):
         place = todo[name].path
@@ -36,7 +29,7 @@ def test_partners_are_told_how_many_seats_they_can_return(house, db):
         )
 
 
-def test_who_booked_is_told_how_many_tickets_can_be_cancelled(house, db):
+def test_a_refused_cancel_names_the_number_of_tickets_that_can_be_cancelled(house, db):
     client, _, todo = house
     path = todo["cancelled booking"].path
     with unchanged(db):
@@ -78,9 +71,7 @@ def test_a_booking_that_is_cancelled_already_is_called_a_booking(house, db):
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_what_belongs_to_somebody_else_is_called_a_booking_where_it_is_one(
-    make_app, db, required
-):
+def test_a_refusal_calls_somebody_elses_booking_a_booking(make_app, db, required):
     client, headers = inhabited(make_app, db, require_login=required)
     opened = {"eventId": 7, "totalTickets": 9}
     made = client.post("/initialize", json=opened, headers=headers["root"])
@@ -122,7 +113,7 @@ def test_what_belongs_to_somebody_else_is_called_a_booking_where_it_is_one(
         ("POST", "/login"),
     ],
 )
-def test_an_example_of_a_body_is_of_the_same_dialect(house, db, method, path):
+def test_the_example_body_in_a_refusal_is_of_the_same_dialect(house, db, method, path):
     client, root, _ = house
     with unchanged(db):
         for body in (b"{", b"[]", b"null", b'{"a":1,"a":2}', b"\xff", b"x"):
@@ -134,7 +125,7 @@ def test_an_example_of_a_body_is_of_the_same_dialect(house, db, method, path):
 # --- passwords and logins ------------------------------------------------------------
 
 
-def test_a_password_is_asked_for_in_words_that_are_true(house, db):
+def test_the_refusal_of_a_password_states_its_true_bounds(house, db):
     client, _, _ = house
     body = {"username": "eve", "email": "eve@example.com"}
     with unchanged(db):

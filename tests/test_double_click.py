@@ -68,7 +68,7 @@ def test_a_double_click_on_save_is_one_sale(server, visit, event, careful):
 
 
 @pytest.mark.parametrize("what", ["1 Read", "2 Save"])
-def test_a_button_that_waits_is_locked_until_it_is_answered(visit, event, what):
+def test_a_waiting_button_is_locked_until_the_answer_arrives(visit, event, what):
     page = visit(event(50))
     page.click("A", "1 Read")
     page.run(HOLD)
@@ -96,7 +96,7 @@ def test_each_press_of_save_has_a_key_of_its_own(server, visit, event):
     assert held(server, shown) == [("anna", 1)] * 2 + [("ben", 1)] * 2
 
 
-def test_a_request_that_fails_frees_its_button_and_says_so(server, visit, event):
+def test_a_failed_request_frees_its_button_and_shows_the_failure(server, visit, event):
     shown = event(50)
     page = visit(shown)
     page.click("A", "1 Read")
@@ -111,7 +111,7 @@ def test_a_request_that_fails_frees_its_button_and_says_so(server, visit, event)
     assert held(server, shown) == [("anna", 1)]
 
 
-def test_behind_a_proxy_that_mangles_etags_the_lesson_goes_on(server, visit, event):
+def test_the_page_sells_behind_a_proxy_that_mangles_etags(server, visit, event):
     shown = event(50)
     page = visit(shown)
     page.run(MANGLE)

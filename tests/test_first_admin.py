@@ -1,8 +1,7 @@
-"""The first account is an admin only where nobody but its maker could have asked."""
+"""The first account is an admin only where nobody else could have registered it."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import logging
@@ -10,17 +9,13 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from furnished import PASSWORD, cheap_scrypt, inhabited, people, register
+from furnished import PASSWORD, inhabited, people, register
+
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 AT_HOME = {"loopback": True}
 PATH = "/api/v1/auth/register"
 EVE = {"username": "eve", "email": "eve@example.com", "password": PASSWORD}
-
-
-@pytest.fixture(autouse=True)
-def cheaper_hashes(monkeypatch):
-    """Let a hash take 3 ms, not 100: other tests ask how dear it is."""
-    monkeypatch.setattr(hashlib, "scrypt", cheap_scrypt)
 
 
 @pytest.fixture
@@ -29,7 +24,7 @@ def role(saved):
     return lambda: saved()["accounts"]["members"]["1"].get("role", "user")
 
 
-def test_the_first_account_at_home_is_an_admin_and_the_second_is_not(
+def test_the_first_account_over_loopback_is_an_admin_and_the_second_is_not(
     make_app, saved, role
 ):
     client = make_app(**AT_HOME).test_client()
@@ -42,7 +37,7 @@ def test_the_first_account_at_home_is_an_admin_and_the_second_is_not(
 @pytest.mark.parametrize(
     "origin", ["http://localhost", "http://localhost:3000", "http://127.0.0.1"]
 )
-def test_our_own_page_at_home_may_make_the_first_admin(make_app, role, origin):
+def test_our_own_page_may_make_the_first_admin_over_loopback(make_app, role, origin):
     client = make_app(**AT_HOME).test_client()
     host = origin.partition("://")[2]
     headers = {"Origin": origin, "Host": host}
@@ -59,7 +54,7 @@ def test_our_own_page_at_home_may_make_the_first_admin(make_app, role, origin):
         {"trust_proxy": True, "trusted_hosts": ("box.example",)},
     ],
 )
-def test_where_a_proxy_is_expected_nobody_is_an_admin_by_being_first(
+def test_where_a_proxy_is_configured_the_first_account_is_no_admin(
     make_app, role, settings
 ):
     client = make_app(**AT_HOME, **settings).test_client()
@@ -85,14 +80,14 @@ def test_where_a_proxy_is_expected_nobody_is_an_admin_by_being_first(
         "x-forwarded-for",
     ],
 )
-def test_who_comes_through_a_proxy_is_no_admin(make_app, role, header):
+def test_a_first_account_through_a_proxy_is_no_admin(make_app, role, header):
     client = make_app(**AT_HOME).test_client()
     value = "" if header in {"Via", "Forwarded", "CF-Ray"} else "127.0.0.1"
     assert client.post(PATH, json=EVE, headers={header: value}).status_code == 201
     assert role() == "user"
 
 
-def test_who_speaks_http_1_0_as_a_stock_proxy_does_is_no_admin(make_app, role):
+def test_a_first_account_over_http_1_0_is_no_admin(make_app, role):
     client = make_app(**AT_HOME).test_client()
     asked = {"SERVER_PROTOCOL": "HTTP/1.0"}
     assert client.post(PATH, json=EVE, environ_overrides=asked).status_code == 201
@@ -100,7 +95,7 @@ def test_who_speaks_http_1_0_as_a_stock_proxy_does_is_no_admin(make_app, role):
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.1", "", "unix:"])
-def test_who_asks_from_elsewhere_is_no_admin(make_app, role, address):
+def test_a_first_account_from_another_machine_is_no_admin(make_app, role, address):
     client = make_app(**AT_HOME).test_client()
     asked = {"REMOTE_ADDR": address}
     assert client.post(PATH, json=EVE, environ_overrides=asked).status_code == 201
@@ -108,7 +103,7 @@ def test_who_asks_from_elsewhere_is_no_admin(make_app, role, address):
 
 
 @pytest.mark.parametrize("settings", [{"loopback": False}, {"standalone": False}])
-def test_elsewhere_and_under_another_server_nobody_is_an_admin(
+def test_a_first_account_is_no_admin_on_a_public_address_or_another_server(
     make_app, role, settings
 ):
     client = make_app(**settings).test_client()
@@ -120,7 +115,7 @@ def test_elsewhere_and_under_another_server_nobody_is_an_admin(
     assert role() == "user"
 
 
-def test_the_log_says_who_became_an_admin(make_app, caplog):
+def test_the_log_names_the_account_that_became_an_admin(make_app, caplog):
     client = make_app(**AT_HOME).test_client()
     with caplog.at_level(logging.INFO, logger="ticketboss"):
         register(client, "eve")
@@ -131,7 +126,7 @@ def test_the_log_says_who_became_an_admin(make_app, caplog):
     assert PASSWORD not in caplog.text
 
 
-def test_the_log_says_nothing_where_nobody_became_one(make_app, caplog):
+def test_the_log_names_no_admin_when_no_account_became_one(make_app, caplog):
     client = make_app(**AT_HOME, trust_proxy=True).test_client()
     with caplog.at_level(logging.INFO, logger="ticketboss"):
         register(client, "eve")
@@ -147,17 +142,17 @@ def banner_of(server):
     return server.banner + out
 
 
-def test_the_banner_says_that_the_first_account_will_be_an_admin(serve):
+def test_the_banner_announces_that_the_first_account_will_be_an_admin(serve):
     said = [line for line in banner_of(serve()).splitlines() if "admin" in line]
     assert len(said) == 1
     assert "first" in said[0]
 
 
-def test_the_banner_promises_nothing_that_is_not_so(serve):
+def test_the_banner_announces_no_admin_with_trust_proxy(serve):
     assert "first account" not in banner_of(serve("--trust-proxy"))
 
 
-def test_the_banner_says_nothing_of_it_once_there_is_an_account(serve, db, make_app):
+def test_the_banner_announces_no_admin_once_there_is_an_account(serve, db, make_app):
     inhabited(make_app, db)
     assert len(people()[1]) == 3
     assert "first account" not in banner_of(serve())
@@ -171,7 +166,7 @@ def test_the_banner_says_nothing_of_it_once_there_is_an_account(serve, db, make_
         ("1.1", "Via: 1.1 box\r\n", "user"),
     ],
 )
-def test_a_real_server_tells_a_proxy_from_its_owner(
+def test_a_real_server_distinguishes_a_proxy_from_its_owner(
     serve, role, version, extra, became
 ):
     server = serve()

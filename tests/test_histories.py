@@ -38,14 +38,14 @@ class Op(NamedTuple):
     kind: str  # reserve, book, cancel, resize; or a reading: event, record
     called: float
     returned: float = math.inf  # inf: nobody knows what came of it
-    version: int | None = None  # that the answer told
+    version: int | None = None  # in the answer
     key: str = ""  # the reservation's id
     who: str = ""
     seats: int | None = None  # of a cancel: None gives back all; of a resize: in total
     waits: bool = False  # would rather wait than be refused
     expected: int | None = None  # the version under If-Match
     answer: str = ""  # see CHANGES and Office.refuses; or "seen", "busy", ""
-    seen: tuple[Any, ...] | None = None  # what a reading told
+    seen: tuple[Any, ...] | None = None  # the answer to a read
 
 
 CHANGES = {"confirmed", "waitlisted", "done"}
@@ -207,7 +207,7 @@ MORE = Op("resize", 17, 18, 5, seats=20, answer="done")
 GOOD = [SOLD, WAITS, FULL, READ, BACK, THEN, BOOK, TWICE, FEWER, LATER]
 
 
-def test_a_history_that_could_have_been_is_not_complained_of():
+def test_the_checker_accepts_a_possible_history():
     assert [*complaints(GOOD, Office(10))] == []
     # Nor is one in which what overlaps took effect in another order than it was called.
     early = WAITS._replace(called=0.5, returned=5.5)
@@ -276,20 +276,20 @@ def test_a_history_that_could_have_been_is_not_complained_of():
         (BOOK, BOOK._replace(called=6, returned=6.1), "between 2 and 2, it is of 4"),
     ],
 )
-def test_a_history_that_was_tampered_with_is_complained_of(was, told, complaint):
+def test_the_checker_rejects_a_history_that_was_tampered_with(was, told, complaint):
     history = [told if op is was else op for op in GOOD]
     found = [*complaints([op for op in history if op is not None], Office(10))]
     assert found
     assert any(part in found[0] for part in complaint.split("|")), found[0]
 
 
-def test_a_change_of_the_seats_is_replayed_too():
+def test_the_checker_replays_a_change_of_the_seats():
     assert [*complaints([*GOOD, MORE], Office(10))] == []
     less = MORE._replace(seats=5)
     assert "left -1 of 5 seats" in next(complaints([*GOOD, less], Office(10)))
 
 
-def test_two_refusals_of_one_client_must_have_reasons_in_their_order():
+def test_the_checker_wants_the_reasons_of_two_refusals_in_their_order():
     # Sold out only at version 1, and three seats free only at version 2.
     sold = Op("reserve", 0, 10, 1, "a", "ann", 9, answer="confirmed")
     part = Op("cancel", 0, 10, 2, "a", seats=3, answer="done")
@@ -424,7 +424,7 @@ class Customer:
 
 
 def understood(op: Op, answer: Answer) -> Op:
-    """The operation with what its answer says."""
+    """The operation with the content of its answer."""
     status, body, told = answer.status, answer.body, {}
     if answer.headers["ETag"]:
         told["version"] = answer.version
@@ -446,7 +446,7 @@ def understood(op: Op, answer: Answer) -> Op:
         assert status == 200
         assert told.get("version") in (None, body["version"])
         told |= {"answer": "seen", "version": body["version"]}
-        # /event does not tell who waits, /status does.
+        # /event does not show the waiting list, /status does.
         told["seen"] = (
             body.get("availableSeats", body.get("availableTickets")),
             body.get("waitingListCount"),
@@ -458,7 +458,7 @@ def understood(op: Op, answer: Answer) -> Op:
         }[error]
     else:
         assert status in (200, 201, 202), (status, body)
-        # Who asks again while waiting is told the same, and nothing has changed.
+        # A waiting user who asks again gets the same answer, and nothing changes.
         told |= {
             "key": body["reservationId"],
             "answer": body["status"].replace("booked", "confirmed"),
@@ -490,7 +490,7 @@ def settled(history: list[Op], records: dict[str, Any]) -> list[Op]:
                 if id(op) not in settled
                 and (not op.answer or (op.answer in CHANGES and op.version == version))
             ]
-            # Who was called first is the one that leaves the most room to the others.
+            # The one that was called first leaves the most room to the others.
             sure = [op for op in could if op.answer in ("confirmed", "done")]
             op = next(iter(sure or could), None)
             assert op is not None, f"nobody asked for {record}"
@@ -506,7 +506,7 @@ def settled(history: list[Op], records: dict[str, Any]) -> list[Op]:
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "with kill -9 in between"])
-def test_what_two_servers_answer_could_have_happened_one_by_one(
+def test_the_answers_of_two_servers_are_linearizable(
     serve, database_in, tmp_path, pick, killed
 ):
     operations = pick(1000, 10_000, 100_000) if killed else pick(3000, 10**5, 10**6)

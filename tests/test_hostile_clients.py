@@ -1,4 +1,4 @@
-"""Who means harm, or is many, keeps nobody else from being served.
+"""Hostile clients, and crowds, do not keep others from being served.
 
 No text that a client sends takes longer than its length says; who does not read, does
 not finish or does nothing makes room; orders that wait hold up no reads; a change by
@@ -21,7 +21,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from deployed import CLOCK, ORDER, PATIENCE_S, Clock, Launched, Wire, held, large
+from conftest import wait_until
+from deployed import CLOCK, ORDER, Clock, Launched, Wire, held, large
 from keepalive import Client, Crowd
 
 START = ("--port", "0", "--quiet")
@@ -68,14 +69,6 @@ def wires() -> Iterator[Callable[..., Wire]]:
         yield lambda server, sent=b"", **more: stack.enter_context(
             Wire(server.address, sent, **more)
         )
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait for it to be so."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # --- A small request stays a small one ---------------------------------------
@@ -144,7 +137,7 @@ def grows_no_faster_than_its_input(work: Callable[[int], object], size: int) -> 
         "extensions of a chunk",
     ],
 )
-def test_no_head_of_a_request_takes_longer_than_its_length_says(
+def test_the_time_for_a_request_head_grows_no_faster_than_its_length(
     shared_server, sent, size
 ):
     def ask(number: int) -> None:
@@ -178,7 +171,9 @@ def test_headers_have_room_for_16_kib_and_no_more(shared_server):
     assert json.loads(body)["error"]
 
 
-def test_a_quarter_of_a_million_spaces_hold_nobody_up(shared_server):
+def test_a_head_with_a_quarter_of_a_million_spaces_delays_no_other_client(
+    shared_server,
+):
     begun = b"GET /event HTTP/1.1\r\nA:"
     with Wire(shared_server.address) as wire:
         with suppress(ConnectionError):  # refused before all of it was sent, or read
@@ -226,9 +221,9 @@ for pattern, size in {
 """
 
 
-def test_the_patterns_that_were_mended_are_still_slow_by_themselves():
-    # Where one of them is not, a new version of its library has mended it: then ours
-    # can go. Where one is gone, ours mends nothing any more.
+def test_the_replaced_patterns_are_still_slow_in_the_libraries():
+    # If one of them is not, a new version of its library has repaired it, and our
+    # replacement can go. If one is missing, our replacement has no effect any more.
     asked = [sys.executable, "-c", UNTOUCHED]
     told = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert (told.stdout, told.stderr) == ("True\n" * 3, "")
@@ -259,7 +254,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
-def test_no_value_of_a_header_takes_longer_than_its_length_says(make_app, value):
+def test_the_time_for_a_header_value_grows_no_faster_than_its_length(make_app, value):
     client = make_app(trust_proxy=True).test_client()
 
     def ask(header: str, path: str, size: int) -> None:
@@ -289,7 +284,7 @@ def test_no_value_of_a_header_takes_longer_than_its_length_says(make_app, value)
     ],
 )
 @pytest.mark.parametrize("text", ["/", "0", "a&", "%2f", "%20", "=", ";", "%0a"])
-def test_no_address_takes_longer_than_its_length_says(client, path, text):
+def test_the_time_for_an_address_grows_no_faster_than_its_length(client, path, text):
     def ask(size: int) -> None:
         repeated = text * (size // len(text))
         assert client.get(path.format(repeated) + "!").status_code < 500
@@ -297,7 +292,7 @@ def test_no_address_takes_longer_than_its_length_says(client, path, text):
     assert grows_no_faster_than_its_input(ask, 4000)
 
 
-# --- Who does not read -------------------------------------------------------
+# --- Clients that do not read ------------------------------------------------
 
 
 def open_files(server: Launched) -> int:
@@ -305,7 +300,7 @@ def open_files(server: Launched) -> int:
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 
 
-def test_who_reads_nothing_is_dropped_after_ten_seconds_and_holds_up_nobody(
+def test_a_client_that_reads_nothing_is_dropped_after_ten_seconds(
     launch, wires, clock, db, pick
 ):
     readers = pick(3, 66, 66)
@@ -319,11 +314,12 @@ def test_who_reads_nothing_is_dropped_after_ten_seconds_and_holds_up_nobody(
     assert server.ask("POST", "/reservations", ORDER)[0] == 201
     assert open_files(server) >= before + readers
     clock.jump(15)
-    until(lambda: open_files(server) <= before + 2)  # the newest file, a new client
+    # Two may be left: the newest file, and a new client.
+    wait_until(lambda: open_files(server) <= before + 2)
     assert server.ask("GET", "/event")[1]["version"] == 20_001
 
 
-def test_who_reads_slowly_is_not_dropped(launch, wires, clock, db):
+def test_a_client_that_reads_slowly_is_not_dropped(launch, wires, clock, db):
     large(db, 20_000, 400)
     server = launch(first=CLOCK + SMALL_BUFFERS, CLOCK=str(clock.path))
     wire, read = wires(server, LIST, buffer=1 << 16), b""
@@ -342,16 +338,21 @@ def test_who_reads_slowly_is_not_dropped(launch, wires, clock, db):
     assert read.count(b'"reservationId"') == 20_000
 
 
-def test_an_end_takes_thirty_seconds_at_most_and_says_what_it_cut(
+def test_a_shutdown_cuts_an_unread_answer_after_thirty_seconds_and_says_so(
     launch, wires, clock, db
 ):
     large(db, 20_000, 400)
     server = launch(first=CLOCK, CLOCK=str(clock.path))
     wires(server, LIST * 4, buffer=4096).socket.recv(1)
+    assert_an_end_cuts_one_connection(server, clock)
+
+
+def assert_an_end_cuts_one_connection(server: Launched, clock: Clock) -> None:
+    """End a server that owes one client an answer; it says so after 30 seconds."""
     for _ in range(3):
         assert server.ask("GET", "/event")[0] == 200
     server.process.send_signal(signal.SIGTERM)
-    until(lambda: is_refused(server))
+    wait_until(lambda: is_refused(server))
     clock.jump(40)
     assert server.process.wait(20) == 0
     _, out, err = server.stop()
@@ -370,7 +371,9 @@ def is_refused(server: Launched) -> bool:
     return False
 
 
-def test_an_end_cuts_an_order_that_takes_too_long_and_says_so(launch, wires, clock, db):
+def test_a_shutdown_cuts_an_order_that_takes_too_long_and_says_so(
+    launch, wires, clock, db
+):
     server = launch("--think", "1800s", first=CLOCK, CLOCK=str(clock.path))
     order = json.dumps(ORDER).encode()
     wire = wires(
@@ -379,23 +382,15 @@ def test_an_end_cuts_an_order_that_takes_too_long_and_says_so(launch, wires, clo
         b"Content-Length: %d\r\n\r\n" % len(order) + order,
     )
     before = db.read_bytes()
-    for _ in range(3):
-        assert server.ask("GET", "/event")[0] == 200
-    server.process.send_signal(signal.SIGTERM)
-    until(lambda: is_refused(server))
-    clock.jump(40)
-    assert server.process.wait(20) == 0
-    _, out, err = server.stop()
-    [line] = [line for line in (out + err).splitlines() if "Cut" in line]
-    assert line == "Cut 1 connection whose answers were not finished within 30 s."
+    assert_an_end_cuts_one_connection(server, clock)
     assert wire.is_dropped()
     assert db.read_bytes() == before
 
 
-# --- Who does nothing, or does not finish ------------------------------------
+# --- Clients that do nothing, or do not finish -------------------------------
 
 
-def test_who_does_nothing_is_kept_for_75_seconds_and_no_longer(launch, wires, clock):
+def test_an_idle_connection_is_kept_for_75_seconds_and_no_longer(launch, wires, clock):
     server = launch(first=CLOCK, CLOCK=str(clock.path))
     busy, idle = [wires(server) for _ in range(2)]
     for wire in (busy, idle):
@@ -416,7 +411,7 @@ def test_who_does_nothing_is_kept_for_75_seconds_and_no_longer(launch, wires, cl
     ],
     ids=["a head", "a body"],
 )
-def test_who_does_not_finish_a_request_in_30_seconds_is_dropped(
+def test_a_request_that_is_not_finished_in_30_seconds_is_dropped(
     launch, wires, clock, begun
 ):
     server = launch(first=CLOCK, CLOCK=str(clock.path))
@@ -431,7 +426,7 @@ def test_who_does_not_finish_a_request_in_30_seconds_is_dropped(
     assert idle.ask("GET /event HTTP/1.1")[0] == 200
 
 
-def test_where_connections_run_out_the_one_longest_without_progress_makes_room(
+def test_when_connections_run_out_the_longest_without_progress_is_dropped(
     launch, wires
 ):
     server = launch(first=FEW_FILES)
@@ -446,7 +441,7 @@ def test_where_connections_run_out_the_one_longest_without_progress_makes_room(
     assert slow[-1].answer()[0] == 200
 
 
-def test_who_waits_for_an_answer_makes_no_room(launch, wires, db):
+def test_a_client_that_waits_for_an_answer_is_not_dropped_for_room(launch, wires, db):
     server = launch(first=FEW_FILES)
     order = json.dumps(ORDER).encode()
     with held(db):
@@ -512,7 +507,7 @@ def readings(db: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_what_another_process_wrote_is_parsed_once_for_all_readers(
+def test_a_write_of_another_process_is_parsed_once_for_all_readers(
     make_app, db, request
 ):
     app, other = make_app(), make_app().test_client()
@@ -543,7 +538,7 @@ def test_a_broken_file_is_not_parsed_again_until_it_changes(make_app, db, reques
     assert client.get("/_health").status_code == 200
 
 
-# --- Who removes the lock ----------------------------------------------------
+# --- A lock that is removed --------------------------------------------------
 
 # Between its last look at the lock and its rename, somebody removes the lock, and
 # another server sells.
@@ -568,7 +563,7 @@ def test_a_lock_removed_at_the_worst_moment_loses_no_confirmed_sale(launch, db):
     with Client(robbed.url) as client:
         (db.parent / "armed").touch()
         client.send("POST", "/reservations", ORDER)
-        until((db.parent / "removed").exists)
+        wait_until((db.parent / "removed").exists)
         second = other.ask("POST", "/reservations", ORDER)
         (db.parent / "go on").touch()
         first = client.receive()
@@ -610,7 +605,7 @@ def test_a_lock_removed_again_and_again_loses_no_confirmed_sale(launch, db, pick
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "localhost"])
-def test_a_loopback_address_in_any_writing_refuses_foreign_names(launch, host):
+def test_a_loopback_address_in_any_spelling_refuses_foreign_host_names(launch, host):
     server = launch("--host", host)
     before = server.db.read_bytes()
     for path in ("/event", "/reservations"):
@@ -620,7 +615,7 @@ def test_a_loopback_address_in_any_writing_refuses_foreign_names(launch, host):
     assert server.ask("POST", "/reservations", ORDER, Host="localhost")[0] == 201
 
 
-def test_behind_a_trusted_proxy_the_real_host_is_what_counts(launch):
+def test_behind_a_trusted_proxy_the_forwarded_host_decides(launch):
     server = launch("--trust-proxy")
     foreign = {"Host": "evil.example", "X_Forwarded_Host": "localhost"}
     assert server.ask("POST", "/reservations", ORDER, **foreign)[0] == 421

@@ -1,4 +1,4 @@
-"""What every route promises: JSON whatever comes, conditions, and safe retries."""
+"""The promises of every route: JSON for any request, conditions, and safe retries."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def at_once(asks):
         return list(pool.map(ask, asks))
 
 
-# --- errors are JSON, and say nothing about the inside -----------------------
+# --- errors are JSON, and show nothing of the inside -------------------------
 
 
 def test_every_refusal_of_the_rules_has_a_status():
@@ -202,7 +202,7 @@ def test_a_bad_token_is_refused_in_json(shared, shared_db, told):
         assert error_of(answer) == "Unauthorized. Invalid token."
 
 
-def test_one_request_too_many_is_told_so_in_json(make_app):
+def test_a_request_over_the_limit_is_refused_in_json(make_app):
     client = make_app(rate_limit="1 per minute").test_client()
     assert client.get("/event").status_code == 200
     answer = client.get("/event")
@@ -236,7 +236,7 @@ def test_a_damaged_file_is_503_for_all_and_left_alone(client, db, damage):
     assert sell(client).status_code == 201
 
 
-def test_what_never_reaches_the_app_is_refused_in_json_too(serve):
+def test_a_request_that_never_reaches_the_app_is_refused_in_json(serve):
     server = serve()
     host, port = urlsplit(server.url).hostname, urlsplit(server.url).port
 
@@ -264,7 +264,7 @@ def test_what_never_reaches_the_app_is_refused_in_json_too(serve):
     assert server.ask("GET", "/event")[1]["version"] == 0
 
 
-def test_what_never_reaches_the_app_is_refused_in_the_words_of_its_path(serve):
+def test_a_request_that_never_reaches_the_app_is_refused_in_its_dialect(serve):
     server = serve()
 
     def say(told):
@@ -394,14 +394,14 @@ def deep(depth):
     ],
     ids=lambda body: f"{body[:40]!r}",
 )
-def test_a_body_that_is_no_good_json_is_400(shared, shared_db, body):
+def test_a_body_that_is_not_valid_json_is_400(shared, shared_db, body):
     with unchanged(shared_db):
         answer = shared.post("/reservations", data=body)
     assert answer.status_code == 400
     assert error_of(answer)
 
 
-def test_no_depth_of_nesting_is_too_much_for_an_answer(shared):
+def test_a_body_of_any_depth_is_answered(shared):
     for depth in range(930, 1010, 2):
         answer = shared.post(
             "/reservations",
@@ -412,7 +412,7 @@ def test_no_depth_of_nesting_is_too_much_for_an_answer(shared):
         assert answer.content_type == "application/json"
 
 
-def test_fields_that_nobody_knows_are_ignored(client, saved):
+def test_unknown_fields_are_ignored(client, saved):
     answer = sell(
         client,
         more={
@@ -499,7 +499,7 @@ def test_a_long_address_is_400_and_takes_no_time(shared, shared_db, path, field,
     assert (answer.status_code, answer.json["message"]) == (400, "Invalid email format")
 
 
-def test_64_kib_are_taken_and_one_byte_more_is_413(client, db):
+def test_a_body_of_64_kib_is_accepted_and_one_byte_more_is_413(client, db):
     padded = RAW[:-1] + b',"x":"%s"}'
     most = padded % (b"x" * (65536 - len(padded) + 2))
     assert client.post("/reservations", data=most).status_code == 201
@@ -510,7 +510,7 @@ def test_64_kib_are_taken_and_one_byte_more_is_413(client, db):
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "identity, gzip"])
-def test_a_coded_body_is_415(shared, shared_db, coding):
+def test_a_body_with_a_content_encoding_is_415(shared, shared_db, coding):
     with unchanged(shared_db):
         answer = shared.post(
             "/reservations", data=RAW, headers={"Content-Encoding": coding}
@@ -520,7 +520,7 @@ def test_a_coded_body_is_415(shared, shared_db, coding):
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity"])
-def test_a_body_coded_as_itself_is_taken(shared, coding):
+def test_a_body_with_the_encoding_identity_is_accepted(shared, coding):
     assert sell(shared, Content_Encoding=coding).status_code == 201
 
 
@@ -528,7 +528,7 @@ def test_a_body_coded_as_itself_is_taken(shared, coding):
     "partner",
     ["a", "x" * 200, "é" * 200, "😀", "Ann & Bob's <b>", "../../etc", "a\u00a0b"],
 )
-def test_a_plain_text_is_kept_as_it_is(shared, partner):
+def test_a_plain_text_is_stored_unchanged(shared, partner):
     assert sell(shared, partner=partner).status_code == 201
     assert shared.get("/reservations").json[-1]["partnerId"] == partner
 
@@ -556,7 +556,9 @@ def test_a_text_is_trimmed_before_it_is_measured(client):
     ],
     ids=ascii,
 )
-def test_a_text_that_is_empty_long_or_no_plain_line_is_400(shared, shared_db, partner):
+def test_a_text_that_is_empty_or_long_or_not_one_plain_line_is_400(
+    shared, shared_db, partner
+):
     with unchanged(shared_db):
         answer = sell(shared, partner=partner)
     assert answer.status_code == 400
@@ -578,7 +580,7 @@ ROUTES = [
 
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize(("path", "methods"), ROUTES)
-def test_a_method_that_is_not_there_is_405_with_those_that_are(
+def test_an_unknown_method_is_405_with_the_allowed_ones(
     shared, shared_db, path, methods, slash
 ):
     path = path.rstrip("/") + (slash or ("/" if path == "/" else ""))
@@ -608,7 +610,7 @@ def test_a_method_that_is_not_there_is_405_with_those_that_are(
         "/nothing",
     ],
 )
-def test_head_tells_what_get_tells_without_the_body(shared, shared_db, path):
+def test_head_answers_like_get_without_the_body(shared, shared_db, path):
     sell(shared)
     with unchanged(shared_db):
         get, head = shared.get(path), shared.head(path)
@@ -633,7 +635,7 @@ def test_a_trailing_slash_makes_no_difference(shared, at):
 
 @pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:30])
 @pytest.mark.parametrize("at", ["", f"/events/{SEEDED}"])
-def test_no_id_is_too_odd_for_the_404_of_its_route(shared, shared_db, at, odd):
+def test_an_odd_unknown_id_is_the_404_of_its_route(shared, shared_db, at, odd):
     with unchanged(shared_db):
         gone = shared.delete(f"{at}/reservations/{odd}")
         shown = shared.get(f"{at}/reservations/{odd}")
@@ -644,7 +646,7 @@ def test_no_id_is_too_odd_for_the_404_of_its_route(shared, shared_db, at, odd):
 
 
 @pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:30])
-def test_no_event_is_too_odd_for_a_404(shared, shared_db, odd):
+def test_an_odd_unknown_event_is_404(shared, shared_db, odd):
     with unchanged(shared_db):
         for method, path in [
             ("GET", ""),
@@ -663,13 +665,13 @@ def test_no_event_is_too_odd_for_a_404(shared, shared_db, odd):
 
 @pytest.mark.parametrize("path", ["/event", "/nothing", "/reservations/x"])
 @pytest.mark.parametrize("name", ["a", "0", "A-b_c.9", "x" * 128])
-def test_a_request_keeps_its_name(shared, path, name):
+def test_an_answer_repeats_the_request_id(shared, path, name):
     answer = shared.get(path, headers={"X-Request-ID": name})
     assert answer.headers.getlist("X-Request-ID") == [name]
 
 
 @pytest.mark.parametrize("name", [None, "", "a b", "x" * 129, "é", "<b>", "a,b", "a/b"])
-def test_a_request_without_a_good_name_gets_a_new_one(shared, name):
+def test_a_request_without_a_usable_request_id_gets_a_new_one(shared, name):
     headers = {} if name is None else {"X-Request-ID": name}
     given = [
         shared.get(path, headers=headers).headers["X-Request-ID"]
@@ -722,7 +724,7 @@ def test_a_page_of_another_site_changes_nothing(shared, shared_db, origin):
     "host",
     ["localhost", "localhost:3000", "127.0.0.1:3000", "[::1]:3000", "box.example"],
 )
-def test_our_own_page_may_change_what_it_likes(shared, host):
+def test_our_own_page_may_make_changes(shared, host):
     assert sell(shared, Host=host, Origin=f"http://{host}").status_code == 201
 
 
@@ -740,7 +742,7 @@ def test_our_own_page_may_change_what_it_likes(shared, host):
         "box.example:3000",
     ],
 )
-def test_on_loopback_its_own_names_are_served(make_shared, host):
+def test_a_loopback_server_accepts_its_own_host_names(make_shared, host):
     app = make_shared(loopback=True, trusted_hosts=("box.example",))
     assert sell(app.test_client(), Host=host).status_code == 201
 
@@ -764,7 +766,9 @@ def test_on_loopback_its_own_names_are_served(make_shared, host):
         "box.example",
     ],
 )
-def test_on_loopback_a_name_that_is_not_its_own_is_421(make_shared, shared_db, host):
+def test_a_loopback_server_refuses_a_foreign_host_name_with_421(
+    make_shared, shared_db, host
+):
     client = make_shared(loopback=True).test_client()
     with unchanged(shared_db):
         for method, path in [
@@ -780,7 +784,7 @@ def test_on_loopback_a_name_that_is_not_its_own_is_421(make_shared, shared_db, h
 
 
 @pytest.mark.parametrize("trusted", ["MyBox.Local", "mybox.local", "MYBOX.LOCAL"])
-def test_a_trusted_name_is_itself_in_any_case(make_shared, trusted):
+def test_a_trusted_host_is_accepted_in_any_case(make_shared, trusted):
     client = make_shared(loopback=True, trusted_hosts=(trusted,)).test_client()
     for host in ("mybox.local", "MyBox.Local", "MYBOX.local:3000"):
         assert client.get("/event", headers={"Host": host}).status_code == 200
@@ -788,13 +792,13 @@ def test_a_trusted_name_is_itself_in_any_case(make_shared, trusted):
         assert client.get("/event", headers={"Host": host}).status_code == 421
 
 
-def test_a_trusted_address_is_that_one_alone(make_shared):
+def test_a_trusted_address_allows_no_other_address(make_shared):
     client = make_shared(loopback=True, trusted_hosts=("[fe80::1]",)).test_client()
     for host, status in ("[fe80::1]", 200), ("[fe80::1]:3000", 200), ("[fe80::2]", 421):
         assert client.get("/event", headers={"Host": host}).status_code == status
 
 
-def test_elsewhere_the_name_is_the_proxys_business(shared):
+def test_a_server_on_a_public_address_accepts_any_host_name(shared):
     assert sell(shared, Host="tickets.example").status_code == 201
 
 
@@ -814,7 +818,7 @@ def test_elsewhere_the_name_is_the_proxys_business(shared):
     ids=ascii,
 )
 @pytest.mark.parametrize("path", ["/", "/event", "/nothing"])
-def test_no_name_is_too_odd_for_an_answer_elsewhere(shared, host, path):
+def test_a_server_on_a_public_address_answers_an_odd_host_name(shared, host, path):
     # A test client could not read such a name itself.
     asked = create_environ(path, headers={"Host": host})
     _, status, headers = run_wsgi_app(shared.application, asked, buffered=True)
@@ -823,7 +827,7 @@ def test_no_name_is_too_odd_for_an_answer_elsewhere(shared, host, path):
 
 
 @pytest.mark.parametrize("told", ["Basic x", "Bearer rubbish", "Bearer", ""])
-def test_who_asks_for_health_is_not_asked_who_it_is(shared, told):
+def test_health_and_the_front_page_ignore_the_authorization_header(shared, told):
     answer = shared.get("/_health", headers={"Authorization": told})
     assert (answer.status_code, answer.json) == (200, {"ok": True})
     assert shared.get("/", headers={"Authorization": told}).status_code == 200
@@ -840,7 +844,7 @@ VERSIONED = [
 
 
 @pytest.mark.parametrize("path", VERSIONED)
-def test_reading_again_what_has_not_changed_is_304(client, path):
+def test_a_second_read_of_an_unchanged_event_is_304(client, path):
     sell(client)
     read = client.get(path)
     assert read.headers["ETag"] == '"1"'
@@ -885,7 +889,7 @@ def about(condition, client):
     ['"V"', "*", ' "V" ', '"0", "V"', '"0","V","7"', 'W/"0", "V"', 'W/"V", "V"'],
 )
 @pytest.mark.parametrize("at", ["", f"/events/{SEEDED}"])
-def test_a_change_is_made_while_its_condition_holds(shared, at, condition):
+def test_a_change_under_a_condition_that_holds_is_made(shared, at, condition):
     before = shared.get("/event").json
     sold = shared.post(
         f"{at}/reservations", json=ORDER, headers=about(condition, shared)
@@ -970,9 +974,7 @@ def test_a_new_event_is_not_opened_under_a_condition_that_fails(client, db, body
     assert client.post("/initialize", json=body).status_code == 201
 
 
-def test_the_id_of_an_event_that_is_there_is_409_under_a_condition_that_holds(
-    client, db
-):
+def test_an_existing_event_id_is_409_under_a_condition_that_holds(client, db):
     body = {"eventId": 7, "totalTickets": 5}
     assert client.post("/initialize", json=body).status_code == 201
     assert sell(client, at="/events/7").headers["ETag"] == '"1"'
@@ -989,7 +991,7 @@ def test_the_id_of_an_event_that_is_there_is_409_under_a_condition_that_holds(
     assert client.get("/events/7").json["availableSeats"] == 2
 
 
-def test_412_is_the_callers_condition_and_409_is_the_seats(make_app, db):
+def test_a_failed_condition_is_412_and_missing_seats_are_409(make_app, db):
     client = make_app(seats=2).test_client()
     sell(client, 2)
     with unchanged(db):
@@ -998,7 +1000,9 @@ def test_412_is_the_callers_condition_and_409_is_the_seats(make_app, db):
     assert error_of(full) == "Not enough seats left"
 
 
-def test_of_many_with_one_condition_one_is_served(make_app, saved):
+def test_only_one_of_many_simultaneous_orders_with_one_condition_is_sold(
+    make_app, saved
+):
     apps = [make_app(), make_app()]
     answers = at_once(
         [lambda app=app: sell(app.test_client(), 1, If_Match='"0"') for app in apps * 8]
@@ -1009,7 +1013,7 @@ def test_of_many_with_one_condition_one_is_served(make_app, saved):
     assert len(saved()["reservations"]) == 1
 
 
-def test_a_condition_that_fails_between_reading_and_swap_is_412(
+def test_a_condition_that_fails_between_read_and_swap_is_412(
     make_app, monkeypatch, saved
 ):
     slow, quick = make_app(think_s=0.0625), make_app().test_client()
@@ -1019,7 +1023,9 @@ def test_a_condition_that_fails_between_reading_and_swap_is_412(
     assert [r["seats"] for r in saved()["reservations"].values()] == [5]
 
 
-def test_a_change_says_how_often_it_was_decided(make_app, monkeypatch, saved):
+def test_a_change_has_the_number_of_attempts_in_its_answer(
+    make_app, monkeypatch, saved
+):
     slow, quick = make_app(think_s=0.0625).test_client(), make_app().test_client()
     first = sell(slow)
     assert first.headers["X-Attempts"] == "1"
@@ -1033,7 +1039,9 @@ def test_a_change_says_how_often_it_was_decided(make_app, monkeypatch, saved):
     assert saved()["event"]["version"] == 6
 
 
-def test_every_change_of_every_dialect_says_how_often_it_was_decided(make_app):
+def test_every_change_of_every_dialect_has_the_number_of_attempts_in_its_answer(
+    make_app,
+):
     client = make_app(loopback=True).test_client()
     me = {"username": "ann", "email": "ann@example.com", "password": "12345678"}
     ticket = {"eventId": 7, "userId": "ann"}
@@ -1071,7 +1079,7 @@ def test_every_change_of_every_dialect_says_how_often_it_was_decided(make_app):
 
 
 @pytest.mark.parametrize("at", ["", f"/events/{SEEDED}"])
-def test_a_sale_says_where_it_is_and_what_version_it_made(client, at):
+def test_a_sale_has_its_location_and_version_in_its_answer(client, at):
     for version in ('"1"', '"2"'):
         made = sell(client, at=at)
         assert made.status_code == 201
@@ -1081,7 +1089,7 @@ def test_a_sale_says_where_it_is_and_what_version_it_made(client, at):
         assert client.get(made.headers["Location"]).json["reservationId"] == key
 
 
-def test_a_new_event_says_where_it_is_and_at_what_version(client):
+def test_a_new_event_has_its_location_and_version_in_its_answer(client):
     made = client.post("/initialize", json={"eventId": "a b&ü", "totalTickets": 5})
     assert made.status_code == 201
     shown = client.get(made.headers["Location"])
@@ -1089,7 +1097,7 @@ def test_a_new_event_says_where_it_is_and_at_what_version(client):
     assert shown.headers["ETag"] == made.headers["ETag"] == '"0"'
 
 
-def test_sales_of_many_at_once_each_tell_their_own_version(client):
+def test_simultaneous_sales_each_have_their_own_version_in_their_answer(client):
     app = client.application
     answers = at_once([lambda: sell(app.test_client(), 1) for _ in range(24)])
     assert {a.headers["ETag"] for a in answers} == {f'"{n}"' for n in range(1, 25)}
@@ -1102,7 +1110,7 @@ def test_sales_of_many_at_once_each_tell_their_own_version(client):
         assert answer.headers["ETag"] == f'"{version}"'
 
 
-def test_contention_is_told_in_its_own_words_and_changes_nothing(make_app, db):
+def test_contention_has_its_own_error_text_and_changes_nothing(make_app, db):
     client = make_app(timeout_s=0.05).test_client()
     key = sell(client).json["reservationId"]
     with open(db.with_name(".db.json.lock"), "rb") as lock, unchanged(db):
@@ -1144,7 +1152,7 @@ def test_contention_at_a_change_of_an_event_does_not_speak_of_a_reservation(
 
 
 def is_replay(answer, first):
-    """Whether this is the first answer again, and says so."""
+    """Whether this is the first answer again, with the header that marks a replay."""
     assert answer.headers.get("Idempotent-Replayed") in {None, "true"}
     same = (answer.status_code, answer.json) == (first.status_code, first.json) and all(
         answer.headers.get(n) == first.headers.get(n) for n in ("Location", "ETag")
@@ -1176,7 +1184,7 @@ def test_another_key_or_none_sells_again(client):
 @pytest.mark.parametrize(
     "key", ["", " ", "a b", "x" * 256, "é", "a\tb", "\x7f"], ids=ascii
 )
-def test_a_key_that_is_no_key_is_400(shared, shared_db, key):
+def test_an_unusable_idempotency_key_is_400(shared, shared_db, key):
     with unchanged(shared_db):
         answer = sell(shared, Idempotency_Key=key)
     assert answer.status_code == 400
@@ -1203,7 +1211,7 @@ def test_a_key_holds_after_a_restart_and_in_another_server(make_app, db):
     assert {path.name for path in db.parent.iterdir()} == {"db.json", ".db.json.lock"}
 
 
-def test_of_fifty_twins_one_buys(make_app, saved):
+def test_of_fifty_simultaneous_orders_with_one_key_one_buys(make_app, saved):
     apps = [make_app(), make_app()]
     answers = at_once(
         [
@@ -1219,7 +1227,7 @@ def test_of_fifty_twins_one_buys(make_app, saved):
     assert list(saved()["reservations"]) == [first.json["reservationId"]]
 
 
-def test_a_twin_that_was_quicker_is_found_at_the_second_look(
+def test_a_retried_decision_finds_a_faster_order_with_the_same_key(
     make_app, monkeypatch, saved
 ):
     slow, quick = make_app(think_s=0.0625).test_client(), make_app().test_client()
@@ -1234,7 +1242,7 @@ def test_a_twin_that_was_quicker_is_found_at_the_second_look(
 
 
 @pytest.mark.parametrize("back", ["", "?seats=1", "?seats=3"])
-def test_a_replay_says_what_was_said_before_seats_were_given_back(client, db, back):
+def test_a_replay_is_the_first_answer_after_seats_were_returned(client, db, back):
     first = sell(client, Idempotency_Key="k")
     assert client.delete(first.headers["Location"] + back).status_code == 204
     sell(client, 1)
@@ -1244,7 +1252,7 @@ def test_a_replay_says_what_was_said_before_seats_were_given_back(client, db, ba
     assert client.get("/event").json["availableSeats"] == free
 
 
-def test_a_replay_says_what_was_said_before_the_promotion(make_app, db):
+def test_a_replay_is_the_first_answer_after_a_promotion(make_app, db):
     client = make_app(seats=6).test_client()
     held = [sell(client, 3).headers["Location"] for _ in range(2)]
     waits = {"more": {"waitlist": True}}
@@ -1273,7 +1281,7 @@ def test_a_replay_is_given_whatever_the_condition(client, db):
             assert is_replay(again, first)
 
 
-def test_a_replay_is_given_when_all_is_sold(make_app, db):
+def test_a_replay_is_given_when_the_event_is_sold_out(make_app, db):
     client = make_app(seats=3).test_client()
     first = sell(client, Idempotency_Key="k")
     assert sell(client, 1).status_code == 409

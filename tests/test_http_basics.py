@@ -9,7 +9,7 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from furnished import SEEDED, error_of, house_of, unchanged
+from furnished import SEEDED, error_of, unchanged
 
 LIMIT = 65_536
 ORDER = b'{"partnerId":"abc-corp","seats":3}'
@@ -50,7 +50,7 @@ def test_http_1_1_without_a_host_is_400(serve, db):
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_a_request_with_two_hosts_is_400_wherever_it_is_listened(serve, db, version):
+def test_a_request_with_two_hosts_is_400_on_every_address(serve, db, version):
     server = serve("--host", "*")
     hosts = b"Host: localhost\r\nHost: evil.example\r\n"
     length = b"Content-Length: %d\r\n\r\n" % len(ORDER)
@@ -71,12 +71,6 @@ def test_options_of_the_whole_server_is_answered(serve):
     assert status in {200, 204}
     assert told is None
     assert say(server, b"GET " + line)[0] in {400, 404}
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
 
 
 BAD_HEADERS = [
@@ -106,9 +100,7 @@ BAD_HEADERS = [
         ("BREW", "/_health"),
     ],
 )
-def test_a_method_that_is_not_there_is_405_whatever_else_is_wrong(
-    house, db, method, path
-):
+def test_an_unknown_method_is_405_whatever_else_is_wrong(house, db, method, path):
     client, _, _ = house
     with unchanged(db):
         for headers in BAD_HEADERS:
@@ -120,7 +112,7 @@ def test_a_method_that_is_not_there_is_405_whatever_else_is_wrong(
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/api/v1/nothing", "/api/v2/event"])
-def test_a_path_that_is_not_there_is_404_whatever_else_is_wrong(house, db, path):
+def test_an_unknown_path_is_404_whatever_else_is_wrong(house, db, path):
     client, _, _ = house
     with unchanged(db):
         for headers in BAD_HEADERS:
@@ -133,7 +125,7 @@ def test_a_path_that_is_not_there_is_404_whatever_else_is_wrong(house, db, path)
 
 
 class Chunks(io.RawIOBase):
-    """A body that comes in small pieces and whose length nobody says."""
+    """A body that arrives in small pieces, without a length."""
 
     def __init__(self, body):
         self.rest = io.BytesIO(body)
@@ -170,7 +162,7 @@ def in_chunks(client, path, body, method="POST"):
         ("DELETE", "/api/v1/booking/1"),
     ],
 )
-def test_a_body_in_chunks_that_goes_on_beyond_64_kib_is_413(house, db, method, path):
+def test_a_chunked_body_of_more_than_64_kib_is_413(house, db, method, path):
     client, _, _ = house
     with unchanged(db):
         for more in (b"rubbish", b" ", ORDER, b" " * LIMIT):
@@ -179,7 +171,7 @@ def test_a_body_in_chunks_that_goes_on_beyond_64_kib_is_413(house, db, method, p
             assert "64 KiB" in error_of(answer)
 
 
-def test_a_body_in_chunks_is_read_to_its_end(house, db):
+def test_a_chunked_body_is_read_to_its_end(house, db):
     client, _, _ = house
     with unchanged(db):
         inside = ORDER.ljust(LIMIT - 7) + b"rubbish"

@@ -1,4 +1,4 @@
-"""Whatever the order of their steps, clients end as if they had come one by one.
+"""In any order of their steps, clients end as if they had run one after another.
 
 Two or three clients, each with a store and transactions of its own as if it were
 another process, are stepped through every order of their reads, lock, comparison, write
@@ -129,8 +129,8 @@ class Blind(Stepped):
 class Order(NamedTuple):
     """One order of all steps, and what came of it."""
 
-    steps: list[tuple[int, str]]  # who, and which
-    choices: list[list[int]]  # who could have taken it
+    steps: list[tuple[int, str]]  # the client, and the step
+    choices: list[list[int]]  # the clients that could have taken it
     final: t.Database
     answers: list[t.Document | str]
     torn: list[str]  # what is wrong with it
@@ -167,7 +167,7 @@ class Office:
         os.replace(file.name, self.path)
 
     def play(self, orders: list[int]) -> Order:
-        """Follow `orders` as far as they go; then whoever is on goes on."""
+        """Follow `orders` to their end; then the current client continues."""
         self.begin()
         clients = [Client(*pair) for pair in zip(self.stores, self.wishes, strict=True)]
         for client in clients:
@@ -194,7 +194,7 @@ class Office:
         return order._replace(final=shown, answers=answers)
 
     def locked(self) -> bool:
-        """Whether whoever asks for the lock now must wait."""
+        """Whether a client that asks for the lock now must wait."""
         folder, name = os.path.split(self.path)
         with open(f"{folder}/.{name}.lock", "rb") as lock:
             try:
@@ -204,7 +204,7 @@ class Office:
         return False
 
     def look(self) -> t.Database:
-        """What the file says; it fails if that is not whole, or does not add up."""
+        """The content of the file; fails if it is incomplete or its sums are wrong."""
         return self.reader.load().database
 
     def one_by_one(self) -> list[tuple[t.Database, list[t.Document | str]]]:
@@ -329,11 +329,11 @@ def counted(case: str, played: list[Order]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_order_of_two_ends_as_one_after_the_other(case, office, say):
+def test_every_interleaving_of_two_ends_as_a_serial_order(case, office, say):
     say(counted(case, office(CASES[case]).explore()))
 
 
-def test_every_order_of_three_ends_as_one_after_the_other(office, say, pick):
+def test_every_interleaving_of_three_ends_as_a_serial_order(office, say, pick):
     for case, wishes in [*OF_THREE.items()][: pick(1, 3, 3)]:
         say(counted(case, office(wishes).explore()))
 
@@ -344,7 +344,7 @@ def test_two_events_never_conflict(office):
         assert len(order.steps) == 2 * len(WORDS)
 
 
-def test_without_the_version_check_the_shortest_order_that_loses_a_sale_shows(
+def test_without_the_version_check_the_shortest_interleaving_that_loses_a_sale_is_found(
     office, say
 ):
     with pytest.raises(AssertionError) as told:

@@ -12,7 +12,6 @@ from furnished import (
     CHANGES,
     SEEDED,
     error_of,
-    house_of,
     inhabited,
     unchanged,
 )
@@ -41,14 +40,8 @@ LISTED = {  # what partners see of a reservation, and nothing else
 }
 
 
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
-
-
 def is_replay(again, first):
-    """Whether this is the first answer once more, and says so."""
+    """Whether this is the first answer again, with the header that marks a replay."""
     assert "Idempotent-Replayed" not in first.headers
     assert (again.status_code, again.data) == (first.status_code, first.data)
     for name in ("Location", "Content-Type"):
@@ -104,7 +97,7 @@ def test_another_key_or_none_is_another_change(house, saved, name):
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_cannot_be_done_twice_takes_a_key_and_is_404_the_second_time(
+def test_a_change_that_works_only_once_takes_a_key_and_is_404_the_second_time(
     house, db, name
 ):
     client, root, todo = house
@@ -118,7 +111,7 @@ def test_what_cannot_be_done_twice_takes_a_key_and_is_404_the_second_time(
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_key_that_is_no_key_is_400_on_every_change(house, db, name):
+def test_an_unusable_key_is_400_on_every_change(house, db, name):
     client, root, todo = house
     for key in ("", "a b", "x" * 256, "\u00e9"):
         with unchanged(db):
@@ -240,7 +233,7 @@ def test_a_partial_return_is_replayed_even_after_the_rest_was_cancelled(house, d
         assert todo["partial return"].send(client).status_code == 404
 
 
-def test_a_replay_is_for_nobody_but_the_owner(house, db, make_app):
+def test_a_replay_is_given_only_to_the_owner(house, db, make_app):
     client, headers = inhabited(make_app, db)
     sale = {"partnerId": "abc-corp", "seats": 5}
     sold = client.post("/reservations", json=sale, headers=headers["ann"])
@@ -267,7 +260,7 @@ def test_a_waiting_order_gives_a_part_back_once_for_each_key(house):
     assert (record["status"], record["seats"]) == ("waitlisted", 8)
 
 
-def test_of_twenty_twins_one_gives_back(house, make_app):
+def test_of_twenty_simultaneous_returns_with_one_key_one_counts(house, make_app):
     _, _, todo = house
     change = todo["partial return"]
     apps = [make_app(), make_app()]
@@ -317,7 +310,7 @@ def test_the_last_hundred_keys_of_a_reservation_are_kept_and_no_more(house, save
     assert client.get("/events/9").json["reservationCount"] == 300 - 103
 
 
-def test_no_digest_of_a_key_is_shown_to_partners(house, saved):
+def test_no_answer_to_partners_shows_the_digest_of_a_key(house, saved):
     client, _, todo = house
     change = todo["partial return"]
     assert change.send(client, headers=KEY).status_code == 204
@@ -340,7 +333,7 @@ def test_no_digest_of_a_key_is_shown_to_partners(house, saved):
     }
 
 
-def test_without_keys_the_file_says_nothing_of_keys(client, saved):
+def test_a_file_without_keys_has_no_field_for_keys(client, saved):
     opened = {"eventId": 9, "totalTickets": 5}
     assert client.post("/initialize", json=opened).status_code == 201
     assert saved()["events"]["9"]["event"].keys() == {
@@ -368,7 +361,7 @@ def test_an_event_opened_twice_with_one_key_is_one_event(client, db, body):
     assert len(client.get("/events").json) == 2
 
 
-def test_a_replayed_opening_says_what_was_said_before_anything_was_sold(client, db):
+def test_a_replayed_opening_is_the_first_answer_after_a_sale(client, db):
     body = {"name": "Talk", "totalTickets": 5}
     first = client.post("/initialize", json=body, headers=KEY)
     sale = {"partnerId": "abc-corp", "seats": 3}
@@ -381,7 +374,7 @@ def test_a_replayed_opening_says_what_was_said_before_anything_was_sold(client, 
     assert again.headers["ETag"] == '"0"'
 
 
-def test_a_replayed_dated_event_says_what_was_said_before_anything_was_sold(house, db):
+def test_a_replayed_dated_event_is_the_first_answer_after_a_sale(house, db):
     client, root, todo = house
     first = todo["dated event"].send(client, headers=root | KEY)
     number = first.json["data"]["id"]
@@ -447,7 +440,9 @@ def test_a_key_belongs_to_the_account_that_opens(house):
     assert by_root.json["id"] != by_nobody.json["id"]
 
 
-def test_of_twenty_twins_one_opens_an_event(client, make_app):
+def test_of_twenty_simultaneous_openings_with_one_key_one_opens_an_event(
+    client, make_app
+):
     apps = [client.application, make_app()]
     start = threading.Barrier(20, timeout=20)
 

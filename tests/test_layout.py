@@ -55,7 +55,7 @@ STEPS = st.tuples(
 
 @settings(deadline=None)
 @given(steps=st.lists(st.lists(STEPS, min_size=1, max_size=3), max_size=12))
-def test_the_file_after_each_commit_is_what_a_fresh_encoding_gives(steps):
+def test_the_file_after_each_commit_equals_a_complete_encoding(steps):
     """Each commit is of one to three steps, as in a group commit."""
     numbers = itertools.count()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""When the leader of a group commit dies, nobody who waited hears "confirmed"."""
+"""When the leader of a group commit dies, no waiting order is "confirmed"."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Died(BaseException):
 
 
 class Line(deque):
-    """A queue that tells whenever somebody joins it."""
+    """A queue that counts its members as they join."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ def crowd(db):
 
 
 def names_in(db):
-    """Who has a seat, as the file says it; its sums are right."""
+    """The names with a seat in the file, whose sums are right."""
     file = json.loads(db.read_text())
     names = set(file["reservations"])
     assert file["event"]["availableSeats"] == SEATS - len(names)
@@ -146,7 +146,7 @@ def one_died(results, kind):
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, Died])
-def test_whoever_waited_for_a_leader_that_died_deciding_is_in_doubt(crowd, db, error):
+def test_orders_of_a_leader_that_died_while_deciding_are_in_doubt(crowd, db, error):
     def dying(_):
         raise error
 
@@ -156,7 +156,7 @@ def test_whoever_waited_for_a_leader_that_died_deciding_is_in_doubt(crowd, db, e
     assert names_in(db) == {"first"}
 
 
-def test_whoever_waited_for_a_leader_that_was_interrupted_is_in_doubt(crowd, db):
+def test_orders_of_a_leader_that_was_interrupted_are_in_doubt(crowd, db):
     def interrupted(database):
         thread = ctypes.c_ulong(threading.get_ident())
         ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(Died))
@@ -176,7 +176,7 @@ AFTER = ["after the rename", "folder's fsync"]
 
 @pytest.mark.parametrize("error", [SystemExit, Died])
 @pytest.mark.parametrize("place", [*BEFORE, *AFTER])
-def test_whoever_waited_for_a_leader_that_died_writing_is_in_doubt(
+def test_orders_of_a_leader_that_died_while_writing_are_in_doubt(
     crowd, db, monkeypatch, place, error
 ):
     die_at(monkeypatch, place, error())
@@ -188,7 +188,7 @@ def test_whoever_waited_for_a_leader_that_died_writing_is_in_doubt(
     assert not [path for path in db.parent.iterdir() if path.suffix == ".tmp"]
 
 
-def test_a_refused_order_is_in_doubt_too_if_its_leader_died(crowd, db, monkeypatch):
+def test_a_refused_order_is_in_doubt_if_its_leader_died(crowd, db, monkeypatch):
     die_at(monkeypatch, "before the rename", Died())
 
     def too_many(database):
@@ -209,7 +209,7 @@ def test_after_a_leader_has_died_the_next_one_sells(crowd, db, monkeypatch, plac
     assert "after" in names_in(db)
 
 
-def test_who_joined_after_the_batch_was_closed_is_served_by_the_next_leader(crowd, db):
+def test_an_order_after_the_batch_was_closed_is_served_by_the_next_leader(crowd, db):
     def dying(_):
         crowd.start("late", selling("late"))
         crowd.line.wait_for(1)
@@ -222,7 +222,7 @@ def test_who_joined_after_the_batch_was_closed_is_served_by_the_next_leader(crow
     assert names_in(db) == {"first", "late"}
 
 
-def test_who_sells_alone_and_dies_leaves_the_way_free(crowd, db):
+def test_a_lone_seller_that_dies_does_not_block_the_next_one(crowd, db):
     def dying(_):
         raise SystemExit
 
@@ -232,7 +232,9 @@ def test_who_sells_alone_and_dies_leaves_the_way_free(crowd, db):
     assert names_in(db) == {"after"}
 
 
-def test_in_doubt_is_500_and_says_to_look_first(make_app, db, monkeypatch):
+def test_a_sale_in_doubt_is_500_with_the_advice_to_look_first(
+    make_app, db, monkeypatch
+):
     client = make_app().test_client()
     fsync = os.fsync
 

@@ -1,4 +1,4 @@
-"""A client that asks too often is told so, and nobody is held for another."""
+"""A client that asks too often gets 429, and is not mistaken for another."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def statuses(client, count, path="/event", address="192.0.2.1", **headers):
     ]
 
 
-def test_the_101st_request_is_told_when_to_come_back(limited, saved):
+def test_the_101st_request_is_429_with_the_time_to_retry(limited, saved):
     client = limited("100 per 15 minutes")
     sale, at = {"partnerId": "abc-corp", "seats": 1}, time.time()
     first = client.get("/event")
@@ -86,7 +86,7 @@ def test_every_route_is_refused_once_the_limit_is_reached(limited, method, path)
     assert (answer.status_code, answer.get_json()) == (429, TOLD)
 
 
-def test_the_error_of_api_v1_is_a_boolean_here_too(limited):
+def test_the_field_error_of_a_429_of_v1_is_a_boolean(limited):
     client = limited()
     statuses(client, 3, address="127.0.0.1")
     answer = client.get(f"/api/v1/booking/status/{SEEDED}")
@@ -106,11 +106,11 @@ def test_health_and_the_front_page_never_count_and_are_never_refused(limited):
         assert statuses(client, 10, path) == [200] * 10
 
 
-def test_nobody_is_limited_unless_it_is_asked_for(client):
+def test_no_client_is_limited_by_default(client):
     assert statuses(client, 150) == [200] * 150
 
 
-def test_when_the_time_is_over_the_client_is_welcome_again(limited, monkeypatch):
+def test_a_client_is_served_again_when_the_window_is_over(limited, monkeypatch):
     client, real = limited("3 per 15 minutes"), time.time
     assert statuses(client, 4) == [200, 200, 200, 429]
     monkeypatch.setattr(time, "time", lambda: real() + 901)
@@ -120,11 +120,11 @@ def test_when_the_time_is_over_the_client_is_welcome_again(limited, monkeypatch)
 @pytest.mark.parametrize(
     "headers", [{"Authorization": "Bearer bad"}, {"Authorization": "Bearer"}]
 )
-def test_guessing_tokens_counts(limited, headers):
+def test_requests_with_guessed_tokens_count(limited, headers):
     assert statuses(limited(), 4, **headers) == [401, 401, 401, 429]
 
 
-def test_what_is_refused_counts_like_what_is_done(limited):
+def test_refused_requests_count_like_successful_ones(limited):
     client = limited()
     told = [
         client.post("/reservations", data=data).status_code
@@ -137,7 +137,7 @@ def test_what_is_refused_counts_like_what_is_done(limited):
     "limit",
     ["nonsense", "100", "many per minute", "-1 per minute", "100 per fortnight"],
 )
-def test_a_limit_that_is_none_stops_the_start(db, monkeypatch, limit):
+def test_an_unusable_rate_limit_stops_the_start(db, monkeypatch, limit):
     monkeypatch.setenv("TICKETBOSS_DB", str(db))
     monkeypatch.setenv("TICKETBOSS_QUIET", "1")
     monkeypatch.setenv("TICKETBOSS_RATE_LIMIT", limit)
@@ -178,7 +178,7 @@ class Elsewhere(Storage):
         del self.counts[key]
 
 
-def test_where_counters_are_kept_elsewhere_clients_are_counted_there(limited):
+def test_clients_are_counted_in_the_shared_storage(limited):
     away = limited(rate_storage="elsewhere://")
     assert statuses(away, 4) == [200, 200, 200, 429]
     assert statuses(away, 1, address="192.0.2.2") == [200]
@@ -187,7 +187,7 @@ def test_where_counters_are_kept_elsewhere_clients_are_counted_there(limited):
     assert logins == [400, 400, 400, 429]
 
 
-# --- Who is one client ----------------------------------------------------------------
+# --- What counts as one client --------------------------------------------------------
 
 
 def test_each_client_has_a_limit_of_its_own(limited):
@@ -200,7 +200,7 @@ def test_each_client_has_a_limit_of_its_own(limited):
     "name",
     ["X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Client-IP"],
 )
-def test_a_forged_address_gives_nobody_a_second_limit(limited, name):
+def test_a_forged_address_gives_no_second_limit(limited, name):
     client = limited()
     told = [
         client.get(
@@ -216,7 +216,7 @@ def test_a_forged_address_gives_nobody_a_second_limit(limited, name):
     assert [answer.status_code for answer in told] == [200, 200, 200, 429]
 
 
-def test_behind_a_trusted_proxy_the_address_that_it_saw_counts(limited):
+def test_behind_a_trusted_proxy_the_address_that_the_proxy_saw_counts(limited):
     client = limited(trust_proxy=True)
     one = {"X_Forwarded_For": "198.51.100.1"}
     assert statuses(client, 4, **one) == [200, 200, 200, 429]
@@ -241,7 +241,7 @@ def test_behind_a_trusted_proxy_the_address_that_it_saw_counts(limited):
         "\u00e9",
     ],
 )
-def test_an_address_that_is_none_is_one_client_and_no_error(limited, seen):
+def test_all_unreadable_addresses_count_as_one_client(limited, seen):
     client = limited(trust_proxy=True)
     assert statuses(client, 4, X_Forwarded_For=seen) == [200, 200, 200, 429]
     login = client.post("/login", json={}, headers={"X-Forwarded-For": seen})
@@ -264,9 +264,7 @@ def test_one_ipv6_client_has_the_addresses_of_its_network_and_no_others(limited)
         ("[2001:db8:0:1::{}]", "2001:db8:0:2::1"),
     ],
 )
-def test_the_port_that_a_proxy_adds_to_an_address_is_no_other_client(
-    limited, one, other
-):
+def test_a_port_after_a_forwarded_address_makes_no_other_client(limited, one, other):
     client = limited(trust_proxy=True)
     told = [statuses(client, 1, X_Forwarded_For=one.format(n))[0] for n in range(1, 5)]
     assert told == [200, 200, 200, 429]
@@ -274,14 +272,14 @@ def test_the_port_that_a_proxy_adds_to_an_address_is_no_other_client(
 
 
 @pytest.mark.parametrize("spelled", ["::FFFF:192.0.2.{}", "::ffff:c000:20{}"])
-def test_an_ipv4_address_in_ipv6_is_itself_however_it_is_written(limited, spelled):
+def test_an_ipv4_address_in_ipv6_counts_as_ipv4_in_any_spelling(limited, spelled):
     client = limited()
     assert statuses(client, 3, address="192.0.2.1") == [200] * 3
     assert statuses(client, 1, address=spelled.format(1)) == [429]
     assert statuses(client, 1, address=spelled.format(2)) == [200]
 
 
-def test_ipv4_clients_are_told_apart_behind_an_ipv6_socket(limited):
+def test_ipv4_clients_of_an_ipv6_socket_are_counted_apart(limited):
     client = limited()
     assert statuses(client, 4, address="::ffff:192.0.2.1") == [200, 200, 200, 429]
     assert statuses(client, 1, address="::ffff:192.0.2.2") == [200]
@@ -309,7 +307,7 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("settings", [{}, {"rate_limit": "100 per 15 minutes"}])
 @pytest.mark.parametrize("path", WRONG)
-def test_ten_failed_logins_a_minute_are_allowed_and_the_eleventh_is_not(
+def test_ten_failed_logins_a_minute_are_allowed_and_the_eleventh_is_429(
     make_app, quick, path, settings
 ):
     client = make_app(**settings).test_client()
@@ -330,7 +328,9 @@ def test_ten_failed_logins_a_minute_are_allowed_and_the_eleventh_is_not(
 
 
 @pytest.mark.parametrize("path", WRONG)
-def test_asking_what_a_login_allows_and_a_bad_body_are_no_logins(make_app, quick, path):
+def test_an_options_request_and_a_bad_body_do_not_count_as_logins(
+    make_app, quick, path
+):
     client = make_app().test_client()
     assert [client.options(path).status_code for _ in range(15)] == [200] * 15
     assert [client.post(path, json={}).status_code for _ in range(15)] == [400] * 15
@@ -353,13 +353,13 @@ class Broken(Elsewhere):
         raise ConnectionRefusedError
 
 
-def test_while_the_shared_storage_fails_each_server_counts_by_itself(limited, caplog):
+def test_each_server_counts_by_itself_while_the_shared_storage_fails(limited, caplog):
     client = limited(rate_storage="broken://")
     assert statuses(client, 4) == [200, 200, 200, 429]
     assert "--rate-storage failed" in caplog.text
 
 
-def test_the_limiter_forgets_rather_than_grow(limited, monkeypatch):
+def test_the_memory_of_the_limiter_is_bounded(limited, monkeypatch):
     client, real = limited(), time.time
     counters = client.application.limiter._memory
     for later in range(0, 600, 120):
@@ -374,7 +374,7 @@ def test_the_limiter_forgets_rather_than_grow(limited, monkeypatch):
 # --- A real server --------------------------------------------------------------------
 
 
-def test_a_server_that_wants_login_and_limits_its_clients_does_both(serve):
+def test_a_server_can_require_login_and_limit_its_clients(serve):
     server = serve(
         "--require-login",
         "--rate-limit",
@@ -409,7 +409,7 @@ def test_a_server_that_wants_login_and_limits_its_clients_does_both(serve):
 
 @pytest.mark.parametrize("option", ["--rate-limit", "--login-limit"])
 @pytest.mark.parametrize("limit", ["0 per minute", "5/hour;0/day"])
-def test_a_limit_that_lets_nobody_in_stops_the_start(option, limit):
+def test_a_rate_limit_of_zero_requests_stops_the_start(option, limit):
     with pytest.raises(click.ClickException, match=option) as refused:
         ticketboss.check_rate_limit(option, limit)
     assert "100 per 15 minutes" in refused.value.message

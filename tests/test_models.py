@@ -697,4 +697,4 @@ def test_all_dialects_together_do_what_a_simple_model_does(
             break
     print(seen)
     never = [what for what in INTERESTING if not seen[what]]
-    assert not never  # else this has shown less than it says
+    assert not never  # else this has tested less than it claims

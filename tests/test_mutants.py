@@ -23,7 +23,7 @@ def functions_of(file):
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
-def test_a_bug_is_planted_in_a_text_that_is_there_once_and_its_test_is_there(plant):
+def test_each_bug_has_a_text_that_occurs_once_and_a_test_that_exists(plant):
     assert plant.planted(SOURCE) != SOURCE
     for change in plant.changes:
         start, end = span(SOURCE, change.place)
@@ -61,7 +61,7 @@ class Till:
         ("Till.open", "self.count", "0 functions or classes, not one: Till.open"),
     ],
 )
-def test_no_bug_is_planted_in_a_text_that_is_gone_or_there_twice(place, old, why):
+def test_no_bug_is_planted_in_a_text_that_is_missing_or_occurs_twice(place, old, why):
     with pytest.raises(ValueError, match=why):
         replaced(PROGRAM, Change(place, old, "pass"))
 
@@ -138,7 +138,7 @@ def test_every_bug_is_caught(pick, say):
     assert score.startswith(f"{size} of {size} caught")
 
 
-def test_what_is_no_bug_is_not_caught_and_that_is_said(capsys):
+def test_a_harmless_change_is_reported_as_missed(capsys):
     nothing, broken, gone = (
         Change("seed", "seats, seats", "seats, \\\n    seats"),
         Change("seed", "seats, seats", "seats, and more"),

@@ -10,17 +10,11 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from furnished import error_of, house_of, unchanged
+from furnished import error_of, unchanged
 
 PARTNER = ["cancel", "cancel in an event"]
 REMOVALS = ["removal", "removal of a dated event"]
 BOOKING = ["cancelled booking"]
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
 
 
 def free(client, change):
@@ -72,7 +66,7 @@ def test_different_numbers_in_query_and_body_are_400(house, db, name):
 
 
 @pytest.mark.parametrize("name", PARTNER)
-def test_seats_in_the_body_that_are_no_number_of_seats_are_400(house, db, name):
+def test_an_unusable_number_of_seats_in_the_body_is_400(house, db, name):
     client, _, todo = house
     with unchanged(db):
         for seats in ("2", 0, -1, 2.5, True, 10, 2**63, [2], {"seats": 2}, ""):
@@ -82,7 +76,7 @@ def test_seats_in_the_body_that_are_no_number_of_seats_are_400(house, db, name):
 
 
 @pytest.mark.parametrize("name", [*PARTNER, *BOOKING])
-def test_a_number_that_became_null_on_its_way_cancels_nothing(house, db, name):
+def test_a_number_that_is_null_cancels_nothing(house, db, name):
     client, _, todo = house
     number = "ticketsToCancel" if name in BOOKING else "seats"
     with unchanged(db):
@@ -108,7 +102,7 @@ def test_a_number_that_became_null_on_its_way_cancels_nothing(house, db, name):
     ],
     ids=lambda body: ascii(body[:24]),
 )
-def test_a_body_that_is_no_json_object_cancels_nothing(house, db, body):
+def test_a_body_that_is_not_a_json_object_cancels_nothing(house, db, body):
     client, _, todo = house
     with unchanged(db):
         for name in (*PARTNER, *BOOKING):
@@ -118,7 +112,7 @@ def test_a_body_that_is_no_json_object_cancels_nothing(house, db, body):
 
 
 @pytest.mark.parametrize("arrived", [b"", b"{}", b'{"reason": "ill"}'])
-def test_a_body_whose_rest_was_lost_on_its_way_cancels_nothing(house, db, arrived):
+def test_a_truncated_body_cancels_nothing(house, db, arrived):
     client, root, todo = house
     lost = {  # as gunicorn gives it, where a client hangs up
         "CONTENT_LENGTH": str(len(arrived) + 11),
@@ -134,7 +128,7 @@ def test_a_body_whose_rest_was_lost_on_its_way_cancels_nothing(house, db, arrive
 
 @pytest.mark.parametrize("name", PARTNER)
 @pytest.mark.parametrize("body", [None, b"", b"{}", b'{"reason": "ill"}'])
-def test_without_a_number_all_is_cancelled(house, name, body):
+def test_a_cancel_without_a_number_cancels_all_seats(house, name, body):
     client, _, todo = house
     place = todo[name].path
     answer = client.delete(place, data=body, content_type="application/json")
@@ -180,7 +174,7 @@ def test_different_numbers_of_tickets_in_query_and_body_are_400(house, db, spell
             assert "ticketsToCancel" in error_of(answer)
 
 
-def test_tickets_in_the_query_that_are_no_number_are_400(house, db):
+def test_an_unusable_number_of_tickets_in_the_query_is_400(house, db):
     client, _, todo = house
     with unchanged(db):
         for number in ("", "0", "-1", "x", "1.5", "10", "all", "%D9%A3"):
@@ -223,7 +217,7 @@ def test_a_content_type_without_a_body_still_cancels_for_partners_and_admins(hou
         assert answer.status_code in {200, 204}
 
 
-def test_a_client_without_a_length_cancels_nothing_by_mistake(serve):
+def test_a_cancel_without_a_content_length_cancels_nothing_by_mistake(serve):
     server = serve()
     assert (
         server.ask("POST", "/initialize", {"eventId": 3, "totalTickets": 10})[0] == 201
@@ -249,7 +243,7 @@ def test_a_client_without_a_length_cancels_nothing_by_mistake(serve):
 
 
 @pytest.mark.parametrize("name", [*PARTNER, *BOOKING, *REMOVALS])
-def test_a_parameter_that_no_delete_has_is_400_that_names_it(house, db, name):
+def test_an_unknown_parameter_of_a_delete_is_400_that_names_it(house, db, name):
     client, root, todo = house
     unknown = {
         "seat": "2",

@@ -1,4 +1,4 @@
-"""The live page, in a real browser: it shows who came too late, and runs only its own.
+"""The live page, in a real browser: it shows lost races, and runs only our script.
 
 The four shapes that teach (steps, wall, staircase, struck-through names) are made by
 real requests to real servers, and what is shown is compared with the file.
@@ -15,7 +15,6 @@ import os
 import re
 import select
 import subprocess
-import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -42,7 +41,7 @@ FLAGS = [
 ]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ODD = "it's 50% off? #1 & (only) $HOME *!"  # an id that shells and URLs trip over
-PATIENCE_S = 30  # before a browser that says nothing counts as hanging
+PATIENCE_S = 30  # before a silent browser counts as hanging
 
 # What every page of ours is watched with. Nothing of it is the page's own.
 WATCH = """
@@ -245,7 +244,7 @@ class Page:
             )
 
     def click(self, who, what):
-        """Press a buyer's button; what the buyer is told in the end."""
+        """Press a buyer's button; the text that the buyer sees in the end."""
         self.run(f"button('{who}', '{what}').click()")
         self.until(f"buyer('{who}').ariaBusy === 'false'")
         return self.run(f"buyer('{who}').querySelector('output').textContent")
@@ -386,22 +385,11 @@ CLASS = (
 
 
 def class_saves(server, **headers):
-    """Thirty students save at once; the status of each."""
-    statuses = {}
-
-    def save(who):
-        body = {"partnerId": who, "seats": 1}
-        statuses[who] = server.ask("POST", "/reservations", body, **headers)[0]
-
-    students = [threading.Thread(target=save, args=(who,)) for who in CLASS]
-    for student in students:
-        student.start()
-    for student in students:
-        student.join()
-    return Counter(statuses.values())
+    """Thirty students save at once; how many got which status."""
+    return Counter(server.order_at_once(CLASS, **headers))
 
 
-def test_one_after_the_other_they_make_steps(server, visit, event):
+def test_sales_one_after_another_are_drawn_as_steps(server, visit, event):
     shown = event(50)
     page = visit(shown)
     assert page.tape() == []
@@ -422,7 +410,7 @@ def test_one_after_the_other_they_make_steps(server, visit, event):
     assert page.text("#story") == "3 confirmed, 0 too late, none lost"
 
 
-def test_thirty_with_a_condition_make_a_wall_of_crosses(serve, visit):
+def test_thirty_sales_with_one_condition_are_drawn_as_a_wall_of_crosses(serve, visit):
     server = serve("--think", "300ms", "--seats", "60")
     for who in ["anna", "ben", "clara", "david"]:
         buy(server, "", who, 2)
@@ -441,7 +429,7 @@ def test_thirty_with_a_condition_make_a_wall_of_crosses(serve, visit):
 
 
 def picture(page):
-    """README's picture: the wall. Drawn anew with TICKETBOSS_PICTURE=1."""
+    """README's picture: the wall. TICKETBOSS_PICTURE=1 draws it again."""
     page.look(1280, 820, color_scheme="light")
     page.click("A", "1 Read")
     page.later(1000)
@@ -453,7 +441,7 @@ def picture(page):
     assert kept[:24] == drawn[:24]  # a PNG of the same width and height
 
 
-def test_thirty_without_a_condition_make_a_staircase_that_loses_nothing(serve, visit):
+def test_thirty_sales_without_a_condition_are_drawn_as_a_staircase(serve, visit):
     server = serve("--think", "300ms", "--seats", "60")
     assert class_saves(server) == {201: 30}
     page = visit(at=server)
@@ -476,7 +464,7 @@ def test_thirty_without_a_condition_make_a_staircase_that_loses_nothing(serve, v
     assert page.text("#story") == (f"30 confirmed, {tries} too late, none lost")
 
 
-def test_thirty_without_a_check_are_struck_through_as_many_as_are_gone(serve, visit):
+def test_every_sale_that_an_unchecked_server_lost_is_struck_through(serve, visit):
     server = serve("--unchecked", "--think", "300ms", "--seats", "60")
     assert class_saves(server) == {201: 30}
     place = re.search(r"stored in (\S+)", server.banner)[1]
@@ -593,7 +581,7 @@ OKABE_ITO = [
     [240, 228, 66],
     [0, 0, 0],
 ]
-# How those see who lack one kind of cone: Machado and others, 2009, at full severity.
+# Vision without one kind of cone: Machado and others, 2009, at full severity.
 CONES = {
     "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "no red": [
@@ -634,7 +622,7 @@ def lab(colour, cones):
 
 
 @pytest.mark.parametrize("cones", CONES)
-def test_no_two_colours_are_one_to_who_sees_fewer(cones, say):
+def test_the_seat_colours_differ_for_colour_blind_viewers(cones, say):
     seen = [lab(colour, CONES[cones]) for colour in OKABE_ITO]
     least = min(math.dist(*pair) for pair in itertools.combinations(seen, 2))
     assert least >= 15  # 2.3 is a difference that can just be seen
@@ -662,7 +650,7 @@ def test_the_map_has_an_equivalent_in_text(server, visit, event):
         (10_000, 100, "Seats: a square stands for 100"),
     ],
 )
-def test_of_many_seats_it_says_how_many_a_square_stands_for(
+def test_the_map_of_many_seats_states_the_seats_per_square(
     server, visit, event, seats, squares, scale
 ):
     shown = event(seats)
@@ -673,7 +661,7 @@ def test_of_many_seats_it_says_how_many_a_square_stands_for(
     assert [letter for letter, *_ in drawn[:2]] == ["A", ""]  # one sale shows
 
 
-def test_a_million_seats_do_not_freeze_it(server, visit):
+def test_a_million_seats_do_not_freeze_the_page(server, visit):
     page = visit("million")
     page.run("""gap = 0; last = performance.now(); void function frame() {
         gap = Math.max(gap, performance.now() - last); last = performance.now()
@@ -688,7 +676,7 @@ def test_a_million_seats_do_not_freeze_it(server, visit):
 
 
 @pytest.mark.parametrize("number", [False, True])
-def test_any_event_can_be_shown(server, visit, event, number):
+def test_the_page_shows_and_sells_any_event(server, visit, event, number):
     shown = event(7, "Another", **({} if number else {"eventId": ODD}))
     before = server.ask("GET", "/event")[1]
     page = visit(shown)
@@ -706,7 +694,7 @@ def test_any_event_can_be_shown(server, visit, event, number):
 FAILS = {"ready": "texts('#state').some(text => text.includes('not found'))"}
 
 
-def test_an_unknown_event_is_said_to_be_unknown(visit):
+def test_the_page_reports_an_unknown_event(visit):
     page = visit("nope", **FAILS)
     assert page.text("#state") == "Event not found"
     assert page.click("A", "1 Read") == "Event not found"
@@ -715,7 +703,9 @@ def test_an_unknown_event_is_said_to_be_unknown(visit):
     assert page.run(SQUARES) == []
 
 
-def test_what_the_server_cannot_say_is_said_to_be_old(server, visit, event):
+def test_the_page_marks_its_figures_as_old_when_the_server_has_no_file(
+    server, visit, event
+):
     shown = event(9)
     page = visit(shown)
     aside = server.db.with_suffix(".aside")
@@ -729,7 +719,7 @@ def test_what_the_server_cannot_say_is_said_to_be_old(server, visit, event):
     assert page.text("#free") == "9"
 
 
-def test_a_server_that_is_down_is_said_to_be_down(serve, visit):
+def test_the_page_reports_a_server_that_is_down(serve, visit):
     server = serve()
     page = visit(at=server)
     page.click("A", "1 Read")
@@ -739,7 +729,7 @@ def test_a_server_that_is_down_is_said_to_be_down(serve, visit):
     assert told == "No answer: saved or not? Look at the tape."
 
 
-def test_a_backup_put_back_is_shown_and_what_it_lost_is_struck(serve, visit):
+def test_after_a_restored_backup_the_page_strikes_lost_sales_through(serve, visit):
     server = serve("--seats", "20")
     buy(server, "", "ann", 1)
     backup = server.db.read_bytes()
@@ -763,7 +753,9 @@ def test_a_backup_put_back_is_shown_and_what_it_lost_is_struck(serve, visit):
     assert page.tape()[0]["marks"] == {"1": "ring", "2": "disc"}
 
 
-def test_where_login_is_required_one_logs_in_and_sees_ones_own(serve, visit, db):
+def test_where_login_is_required_a_user_logs_in_and_sees_their_own_sales(
+    serve, visit, db
+):
     store = ticketboss.Store(str(db))
     store.open(500)
     seen = store.load()
@@ -781,7 +773,7 @@ def test_where_login_is_required_one_logs_in_and_sees_ones_own(serve, visit, db)
     assert page.text("#state") == "Log in to see who saved."
     assert page.text("#free") == "10"
     colours = [colour for _, colour, _ in page.run(SQUARES)]
-    assert colours[0] == colours[9] != colours[10]  # taken, whoever has them
+    assert colours[0] == colours[9] != colours[10]  # taken, without the names
     assert "partner-" not in page.text("body")
     page.click("A", "1 Read")
     assert page.click("A", "2 Save").startswith("\xd7 401: ")
@@ -803,7 +795,7 @@ def test_where_login_is_required_one_logs_in_and_sees_ones_own(serve, visit, db)
 # --- it asks for little, and of nobody else ---------------------------------------
 
 
-def test_while_nothing_changes_it_is_told_so_in_304(visit, event):
+def test_the_page_gets_304_while_nothing_changes(visit, event):
     shown = event()
     page = visit(shown)
     page.later(1000)
@@ -818,7 +810,7 @@ def test_while_nothing_changes_it_is_told_so_in_304(visit, event):
     assert asked == {at(shown), f"{at(shown)}/attempts"}
 
 
-def test_it_asks_nothing_while_nobody_looks(server, browser, visit, event):
+def test_a_hidden_page_sends_no_requests(server, browser, visit, event):
     shown = event(50)
     page = visit(shown)
     page.later(100)
@@ -836,7 +828,7 @@ def test_it_asks_nothing_while_nobody_looks(server, browser, visit, event):
     assert page.text("#free") == "47"
 
 
-def test_nothing_comes_from_another_host_and_no_rule_of_its_own_is_broken(
+def test_the_page_loads_nothing_from_another_host_and_keeps_to_its_policy(
     server, visit, event
 ):
     shown = event()
@@ -950,7 +942,7 @@ def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(server, visit, 
     assert label(page, "B") == "you hold 0, it is 1 now"
     assert page.run("buyer('B').querySelector('span').className") == "old"
     assert held(server, shown) == [("anna", 1)]
-    assert page.click("B", "1 Read") == ""  # what was refused is no longer said
+    assert page.click("B", "1 Read") == ""  # the refusal is no longer shown
     assert label(page, "B") == "you hold 1"
     assert page.click("B", "2 Save") == "✓ 201 confirmed"
     assert held(server, shown) == [("anna", 1), ("ben", 1)]
@@ -962,9 +954,7 @@ def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(server, visit, 
     ]
 
 
-def test_where_the_server_decides_again_what_was_read_does_not_matter(
-    server, visit, event
-):
+def test_with_server_retries_an_outdated_read_does_not_matter(server, visit, event):
     shown = event(50)
     page = visit(shown)
     page.click("A", "1 Read")
@@ -977,7 +967,9 @@ def test_where_the_server_decides_again_what_was_read_does_not_matter(
     assert page.click("B", "2 Save").startswith("\xd7 412: ")
 
 
-def test_it_shows_the_lesson_step_by_step_and_asks_before_it_acts(server, visit, event):
+def test_the_lesson_is_shown_step_by_step_and_asks_before_each_change(
+    server, visit, event
+):
     shown = event(50)
     page = visit(shown)
 
@@ -1023,7 +1015,7 @@ def test_a_refusal_is_shown_in_the_servers_words(server, visit, event):
     assert held(server, shown) == []
 
 
-def test_a_press_while_it_waits_does_nothing_and_each_press_has_its_own_key(
+def test_a_press_while_a_request_waits_does_nothing_and_each_has_its_own_key(
     serve, visit
 ):
     server = serve("--think", "400ms")
@@ -1047,7 +1039,7 @@ def test_a_press_while_it_waits_does_nothing_and_each_press_has_its_own_key(
     assert min(map(len, keys)) > 20
 
 
-def test_a_proxy_that_changes_the_etag_does_not_matter(server, visit, event):
+def test_the_page_works_behind_a_proxy_that_changes_the_etag(server, visit, event):
     shown = event(50)
     page = visit(shown)
     page.call(
@@ -1078,7 +1070,7 @@ def test_a_proxy_that_changes_the_etag_does_not_matter(server, visit, event):
     assert sent["If-Match"] == '"0"'
 
 
-def test_it_sells_on_a_plain_network_address(serve, visit):
+def test_the_page_sells_on_a_plain_network_address(serve, visit):
     server = serve("--trusted-host", "classroom.test")  # http, so no secure context
     server.url = f"http://classroom.test:{urlsplit(server.url).port}"
     page = visit(at=server)
@@ -1087,7 +1079,7 @@ def test_it_sells_on_a_plain_network_address(serve, visit):
     assert page.click("A", "2 Save") == "✓ 201 confirmed"
 
 
-def test_the_curl_line_does_what_was_done(server, visit, event):
+def test_the_curl_line_repeats_the_request_of_the_page(server, visit, event):
     require_tool("curl")
     shown = event(50, eventId=f"{ODD} 2")
     page = visit(shown)
@@ -1170,7 +1162,7 @@ def test_a_phone_has_one_pane_without_a_name_and_then_the_tape(server, visit, ev
     assert page.run("document.scrollingElement.scrollWidth") <= 390
 
 
-def test_all_of_it_works_by_keyboard(server, visit, event):
+def test_the_whole_page_works_by_keyboard(server, visit, event):
     shown = event(50)
     page = visit(shown)
     page.click("A", "1 Read")
@@ -1221,7 +1213,7 @@ def test_all_of_it_works_by_keyboard(server, visit, event):
     assert held(server, shown) == [("anna", 2), ("ben", 1)]
 
 
-def test_every_control_has_a_name_and_what_changes_is_announced(server, visit, event):
+def test_every_control_has_a_name_and_every_change_is_announced(server, visit, event):
     shown = event()
     buy(server, shown, "ann", 1)
     page = visit(shown)
@@ -1268,7 +1260,7 @@ def full(server):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_in_either_theme_and_on_a_phone(visit, full, scheme):
+def test_the_page_is_readable_in_either_theme_and_on_a_phone(visit, full, scheme):
     page = visit(full)
     page.click("A", "1 Read")
     page.click("B", "1 Read")

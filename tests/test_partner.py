@@ -80,7 +80,7 @@ def statuses(client):
 # --- the file -------------------------------------------------------------------
 
 
-def test_the_first_start_writes_this_and_nothing_else(client, db):
+def test_the_first_start_writes_exactly_the_documented_file(client, db):
     text = json.dumps(FRESH, indent=2)
     assert db.read_text().rstrip("\n") == text
     assert client.get("/event").json["version"] == 0
@@ -88,7 +88,7 @@ def test_the_first_start_writes_this_and_nothing_else(client, db):
     assert db.read_text().rstrip("\n") == text
 
 
-def test_the_first_start_seeds_the_seats_it_is_told(make_app, saved):
+def test_the_first_start_seeds_the_given_number_of_seats(make_app, saved):
     make_app(seats=7)
     assert saved()["event"] == FRESH["event"] | {"totalSeats": 7, "availableSeats": 7}
     make_app(seats=9)
@@ -147,7 +147,7 @@ def test_a_file_of_seed_000_loads_unchanged(db, make_app, file, indent):
     assert db.read_bytes() == before
 
 
-def test_a_file_of_seed_000_goes_on(db, make_app, saved):
+def test_a_file_of_seed_000_can_be_sold_from_and_cancelled_in(db, make_app, saved):
     file = seed_000(**ODD)
     db.write_text(json.dumps(file))
     client = make_app().test_client()
@@ -171,7 +171,7 @@ def test_a_file_of_seed_000_goes_on(db, make_app, saved):
 
 
 @pytest.mark.parametrize("key", ["a/b", "a\nb", "..", "ü?#%", " ", "a/b/c.d"])
-def test_a_record_is_found_by_whatever_id_it_has(db, make_app, key):
+def test_a_record_with_any_id_is_found(db, make_app, key):
     file = seed_000(**{key: "odd"})
     db.write_text(json.dumps(file))
     client = make_app().test_client()
@@ -185,7 +185,7 @@ def test_a_record_is_found_by_whatever_id_it_has(db, make_app, key):
 # --- reserving --------------------------------------------------------------------
 
 
-def test_a_sale_is_answered_with_exactly_this(client):
+def test_a_sale_is_answered_with_exactly_the_documented_fields(client):
     answer = sell(client, 3)
     key = answer.json.pop("reservationId")
     assert str(uuid.UUID(key)) == key
@@ -225,19 +225,19 @@ NO_RANGE = "seats must be between 1 and 10"
         ),
     ],
 )
-def test_what_cannot_be_sold_is_400_in_these_words(client, saved, body, error):
+def test_an_unusable_order_is_400_with_the_documented_text(client, saved, body, error):
     answer = client.post("/reservations", json=body)
     assert (answer.status_code, answer.json) == (400, {"error": error})
     assert saved() == FRESH
 
 
 @pytest.mark.parametrize("seats", [1, 10])
-def test_one_to_ten_seats_can_be_had(client, seats):
+def test_an_order_may_have_one_to_ten_seats(client, seats):
     assert sell(client, seats).json["seats"] == seats
     assert numbers(client) == (500 - seats, seats, 1)
 
 
-def test_three_point_zero_seats_are_three(client, saved):
+def test_an_order_of_3_0_seats_gets_three(client, saved):
     answer = client.post("/reservations", data='{"partnerId":"a","seats":3.0}')
     assert answer.status_code == 201
     (record,) = saved()["reservations"].values()
@@ -266,7 +266,7 @@ def test_too_few_seats_are_409_and_nothing_changes(make_app, db):
 # --- looking ----------------------------------------------------------------------
 
 
-def test_the_event_is_told_in_exactly_six_fields(client):
+def test_the_event_is_shown_in_exactly_six_fields(client):
     bought(client, 3)
     bought(client, 5)
     assert client.get("/event").json == {
@@ -279,7 +279,7 @@ def test_the_event_is_told_in_exactly_six_fields(client):
     }
 
 
-def test_a_list_shows_records_in_exactly_these_fields(make_app):
+def test_a_list_shows_records_in_exactly_the_documented_fields(make_app):
     client = make_app(seats=10).test_client()
     stays, goes, waits = (
         bought(client, n, p, **WAIT) for n, p in ((5, "ann"), (3, "bob"), (9, "cyd"))
@@ -316,7 +316,7 @@ def test_a_list_shows_records_in_exactly_these_fields(make_app):
     ]
 
 
-def test_one_record_is_told_as_in_the_list(make_app):
+def test_a_single_record_is_shown_as_in_the_list(make_app):
     client = make_app(seats=10).test_client()
     ids = [bought(client, 5, **WAIT) for _ in range(4)]
     client.delete(f"/reservations/{ids[0]}?seats=2")
@@ -326,12 +326,12 @@ def test_one_record_is_told_as_in_the_list(make_app):
     assert [r["reservationId"] for r in listed] == ids
 
 
-def test_a_record_that_is_not_there_is_404(client):
+def test_an_unknown_record_is_404(client):
     answer = client.get(f"/reservations/{uuid.uuid4()}")
     assert (answer.status_code, list(answer.json)) == (404, ["error"])
 
 
-def test_nobody_sees_the_key_or_the_user_of_a_reservation(client):
+def test_a_list_shows_neither_the_key_nor_the_user_of_a_reservation(client):
     headers = {"Idempotency-Key": "secret-key"}
     bought(client)
     client.post("/reservations", json={"partnerId": "b", "seats": 1}, headers=headers)
@@ -402,7 +402,7 @@ def test_pages_joined_by_links_are_the_narrowed_list(crowded, asked, limit):
     assert len(pages) == max(1, -(-len(wanted) // limit))  # no empty last page
 
 
-def test_after_begins_behind_that_record(crowded):
+def test_a_page_with_after_begins_behind_that_record(crowded):
     whole = crowded.get("/reservations").json
     for n in (0, 7, 14):
         after = {"after": whole[n]["reservationId"]}
@@ -411,7 +411,7 @@ def test_after_begins_behind_that_record(crowded):
         assert "Link" not in told.headers
 
 
-def test_a_page_goes_on_although_its_last_record_was_cancelled(client):
+def test_a_page_continues_after_a_record_that_was_cancelled(client):
     ids = [bought(client) for _ in range(3)]
     page = client.get("/reservations?status=confirmed&limit=1")
     client.delete(f"/reservations/{ids[0]}")
@@ -450,7 +450,7 @@ def test_an_unusable_parameter_is_400(crowded, at, asked):
     assert (answer.status_code, list(answer.json)) == (400, ["error"])
 
 
-def test_a_parameter_that_nobody_knows_is_ignored(client):
+def test_an_unknown_parameter_of_a_list_is_ignored(client):
     bought(client)
     assert (
         client.get("/reservations?x=1&%FF=%FF").json == client.get("/reservations").json
@@ -489,7 +489,7 @@ def test_a_second_cancel_is_404_and_changes_nothing(client, db):
     assert db.read_bytes() == before
 
 
-def test_a_part_can_be_given_back_until_all_is(client):
+def test_seats_can_be_returned_in_parts_until_none_is_left(client):
     key = bought(client, 7)
     path = f"/reservations/{key}"
     first = client.get(path).json
@@ -532,7 +532,7 @@ def test_a_part_can_be_given_back_until_all_is(client):
     ],
     ids=lambda s: s[:9],
 )
-def test_no_more_can_be_given_back_than_is_held(client, db, seats):
+def test_a_return_of_more_seats_than_are_held_is_refused(client, db, seats):
     key = bought(client, 3)
     before = db.read_bytes()
     answer = client.delete(f"/reservations/{key}?seats={seats}")
@@ -541,7 +541,7 @@ def test_no_more_can_be_given_back_than_is_held(client, db, seats):
     assert db.read_bytes() == before
 
 
-def test_after_a_part_no_more_than_the_rest_can_be_given_back(client):
+def test_after_a_partial_return_only_the_rest_can_be_returned(client):
     key = bought(client, 3)
     client.delete(f"/reservations/{key}?seats=2")
     assert client.delete(f"/reservations/{key}?seats=2").status_code == 400
@@ -593,7 +593,7 @@ def test_a_cancel_serves_the_head_in_the_same_change(make_app):
     assert promoted["eventVersionAtReservation"] == 2
 
 
-def test_a_part_given_back_serves_the_head_too(make_app):
+def test_a_partial_return_serves_the_head(make_app):
     client = make_app(seats=10).test_client()
     first = bought(client, 10, "first")
     for partner in ("ann", "bob"):
@@ -607,7 +607,7 @@ def test_a_part_given_back_serves_the_head_too(make_app):
     ]
 
 
-def test_a_waiting_one_who_leaves_lets_the_next_move_up(make_app):
+def test_a_waiting_order_that_leaves_lets_the_next_move_up(make_app):
     client = make_app(seats=10).test_client()
     bought(client, 8, "first")
     head = bought(client, 5, "ann", **WAIT)
@@ -626,7 +626,7 @@ def test_a_waiting_one_who_leaves_lets_the_next_move_up(make_app):
     assert client.delete(f"/reservations/{head}").json == GONE
 
 
-def test_a_waiting_one_who_wants_fewer_keeps_the_place(make_app):
+def test_a_waiting_order_that_shrinks_keeps_its_place(make_app):
     client = make_app(seats=10).test_client()
     bought(client, 8, "first")
     head, second = (bought(client, n, p, **WAIT) for n, p in ((5, "ann"), (9, "bob")))
@@ -810,7 +810,7 @@ def test_health_is_503_until_a_good_file_is_back(client, db, damage):
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "text/plain", "application/json"])
-def test_the_way_in_says_what_to_curl(client, accept):
+def test_the_front_page_lists_requests_to_try_with_curl(client, accept):
     answer = client.get("/", headers={"Accept": accept} if accept else {})
     assert (answer.status_code, answer.mimetype) == (200, "text/plain")
     assert answer.text.startswith("Welcome to TicketBoss API")

@@ -1,4 +1,4 @@
-"""The race: what it says of itself is measured, and it leaves nothing behind.
+"""The race: its statements are measured, and it leaves nothing behind.
 
 Without a check sales are lost, with a lock or a comparison none is, whatever is asked;
 the interleaving it shows was recorded; and an unsafe "safe" strategy is exit 1.
@@ -154,7 +154,7 @@ def assert_they_add_up(rows: list[Row]) -> None:
 # --- As it comes -------------------------------------------------------------
 
 
-def test_it_ends_on_one_screen_of_24_rows_and_80_columns(plain):
+def test_the_last_screen_of_a_race_fits_24_rows_and_80_columns(plain):
     lines = plain.out.splitlines()
     assert plain.code == 0
     assert len(lines) <= 24
@@ -164,7 +164,7 @@ def test_it_ends_on_one_screen_of_24_rows_and_80_columns(plain):
     assert lines[-1].startswith("1 event, 0 ms: ")
 
 
-def test_it_shows_three_cases_and_its_progress(plain):
+def test_a_race_shows_three_cases_and_its_progress(plain):
     assert cases(table(plain.out)) == [
         ("none", 1, 5),
         ("lock", 1, 5),
@@ -186,24 +186,26 @@ def test_it_shows_three_cases_and_its_progress(plain):
     ]
 
 
-def test_who_does_not_check_loses_sales_and_who_does_loses_none(plain):
+def test_only_the_strategy_without_a_check_loses_sales(plain):
     careless, *safe = table(plain.out)
     assert_they_add_up([careless, *safe])
     assert careless.lost > 0
     assert careless.remark.startswith("oversold by ")
 
 
-def test_its_bars_are_as_long_as_what_was_kept_in_a_second(plain):
+def test_each_bar_is_proportional_to_the_sales_kept_per_second(plain):
     eighths = dict(zip(" ▏▎▍▌▋▊▉█", range(9), strict=True))
     for _, group in itertools.groupby(table(plain.out), lambda row: row[1:3]):
         rows = list(group)
         values = [row.rate * row.kept / row.told for row in rows]
         lengths = [sum(eighths[block] for block in row.bar) for row in rows]
         assert lengths == [round(80 * value / max(values)) for value in values]
-        assert rows[lengths.index(80)].lost == 0  # who loses sales is never the longest
+        assert (
+            rows[lengths.index(80)].lost == 0
+        )  # a strategy that loses sales is never best
 
 
-def test_its_lessons_are_of_the_rows_above_them(plain):
+def test_each_lesson_states_the_figures_of_the_rows_above(plain):
     rows = {(row.strategy, row.events, row.think_ms): row for row in table(plain.out)}
     careless = rows["none", 1, 5]
     assert (
@@ -228,13 +230,13 @@ def test_its_lessons_are_of_the_rows_above_them(plain):
             assert f": {winner} is " in lesson
 
 
-def test_who_wins_depends_on_how_the_load_is_spread(plain, pick):
+def test_the_winner_depends_on_how_the_load_is_spread(plain, pick):
     rates = {(r.strategy, r.events, r.think_ms): r.rate for r in table(plain.out)}
     if pick(0, 1, 1):  # at small sizes a slow start of one process decides
         assert rates["optimistic", 8, 5] > rates["lock", 8, 5]
 
 
-def test_it_touches_no_db_json_and_leaves_nothing_behind(plain):
+def test_a_race_touches_no_db_json_and_leaves_no_file(plain):
     assert plain.here == {"db.json": DB}
     assert plain.temporary == []
 
@@ -242,7 +244,7 @@ def test_it_touches_no_db_json_and_leaves_nothing_behind(plain):
 # --- What can be asked -------------------------------------------------------
 
 
-def test_rows_for_a_program_are_json_and_nothing_else(tmp_path):
+def test_a_race_with_json_prints_json_and_nothing_else(tmp_path):
     ended = run(tmp_path, *SMALL, "--json", "--events", "3", "--think", "2ms")
     rows = json.loads(ended.out)
     assert ended.code == 0
@@ -274,14 +276,14 @@ def test_rows_for_a_program_are_json_and_nothing_else(tmp_path):
     ],
     ids=["events", "think", "strategies", "all three"],
 )
-def test_what_is_asked_is_what_is_raced(asked, told):
+def test_a_race_runs_exactly_the_chosen_cases(asked, told):
     ended = CliRunner().invoke(ticketboss.main, ["race", *SMALL, *asked, "--json"])
     rows = json.loads(ended.stdout)
     assert ended.exit_code == 0
     assert [(r["strategy"], r["events"], r["think_ms"]) for r in rows] == told
 
 
-def test_no_table_is_shown_of_nothing():
+def test_a_race_prints_no_empty_table():
     ended = CliRunner().invoke(ticketboss.main, ["race", *SMALL, "--strategy", "none"])
     assert ended.exit_code == 0
     assert cases(table(ended.stdout)) == [("none", 1, 5)]
@@ -301,7 +303,7 @@ def test_no_table_is_shown_of_nothing():
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_raced_is_refused_before_it_starts(asked):
+def test_an_impossible_race_is_refused_before_the_start(asked):
     ended = CliRunner().invoke(ticketboss.main, ["race", *asked])
     assert ended.exit_code == 2
     assert ended.stdout == ""
@@ -309,7 +311,7 @@ def test_what_cannot_be_raced_is_refused_before_it_starts(asked):
     assert asked[0] in ended.stderr.splitlines()[-1]
 
 
-def test_the_strategies_are_explained_before_the_class_guesses(tmp_path):
+def test_the_strategies_are_explained_before_the_guess(tmp_path):
     ended = run(tmp_path, *SMALL, *ONCE, "--predict", said="none\nlock\n")
     assert ended.code == 0
     places = [
@@ -370,7 +372,7 @@ def test_a_guess_is_compared_with_the_result(guesses, rates, verdict):
     assert ticketboss.verdict(guesses, rounds) == f"You guessed: {verdict}."
 
 
-def test_without_a_guess_nothing_is_raced(tmp_path):
+def test_a_race_without_a_guess_does_not_start(tmp_path):
     ended = run(tmp_path, *SMALL, *ONCE, "--predict")
     assert ended.code == 1
     assert ended.out.strip() == ""  # older versions of click print a space
@@ -399,7 +401,7 @@ def test_a_winner_is_clearly_faster_and_in_each_round(lock, optimistic, lesson):
     assert last.endswith(".")
 
 
-def test_the_median_of_three_rounds_is_shown_unless_a_safe_one_lost_sales():
+def test_the_median_round_is_shown_unless_a_safe_strategy_lost_sales():
     def shown(strategy: str, *rounds: tuple[int, int]) -> tuple[int, int]:
         row = ticketboss.shown_result(
             [result(strategy, lost=lost, rate=rate) for rate, lost in rounds]
@@ -411,13 +413,13 @@ def test_the_median_of_three_rounds_is_shown_unless_a_safe_one_lost_sales():
     assert shown("optimistic", (30, 0), (10, 1), (20, 0)) == (10, 1)
 
 
-def test_a_plan_of_seconds_is_said_in_minutes_before_it_starts(capfd):
+def test_a_planned_duration_is_stated_in_minutes_before_the_start(capfd):
     sizes = ticketboss.RaceSizes(16, 200, 100)
     ticketboss.announce_race(sizes, ticketboss.race_cases(5.0, None, ()))
     assert "3 races of 3 rounds: about 53 minutes." in capfd.readouterr().err
 
 
-def test_where_no_process_can_be_made_it_ends_in_one_line(monkeypatch):
+def test_a_race_that_can_start_no_process_ends_in_one_line(monkeypatch):
     def refused(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -432,7 +434,7 @@ def test_where_no_process_can_be_made_it_ends_in_one_line(monkeypatch):
     )
 
 
-def test_a_terminal_without_blocks_gets_bars_of_another_kind(tmp_path):
+def test_a_terminal_without_block_characters_gets_other_bars(tmp_path):
     ended = run(tmp_path, *SMALL, *ONCE, PYTHONIOENCODING="iso-8859-1")
     assert ended.code == 0
     assert "##########" in ended.out
@@ -440,7 +442,7 @@ def test_a_terminal_without_blocks_gets_bars_of_another_kind(tmp_path):
 
 
 @pytest.mark.parametrize("colours", [True, False])
-def test_a_terminal_shows_what_was_lost_in_red_unless_it_wants_no_colour(colours):
+def test_a_terminal_shows_lost_sales_in_red_unless_no_color_is_set(colours):
     ours, theirs = pty.openpty()
     asked = ["--clients", "2", "--requests", "8", "--strategy", "none", *ONCE]
     ended = subprocess.run(
@@ -472,7 +474,7 @@ ticketboss.main()
 """
 
 
-def test_no_terminal_no_escape_codes(plain):
+def test_output_that_is_no_terminal_gets_no_escape_codes(plain):
     assert "\x1b" not in plain.out + plain.err
 
 
@@ -510,7 +512,9 @@ def collision(
     return history, kept, store
 
 
-def test_two_who_read_the_same_version_are_both_confirmed_and_one_is_lost(collision):
+def test_of_two_unchecked_sales_at_one_version_both_are_confirmed_and_one_is_lost(
+    collision,
+):
     history, kept, store = collision
     event = store.load().database.document("event-0").event
     assert [(a.told, a.read_version, a.seats_left) for a in history] == [
@@ -520,7 +524,7 @@ def test_two_who_read_the_same_version_are_both_confirmed_and_one_is_lost(collis
     assert (event.version, event.available_seats) == (1, SEATS - 1)
 
 
-def test_the_sale_it_says_is_gone_is_gone(collision):
+def test_the_sale_that_the_example_calls_lost_is_lost(collision):
     history, kept, _ = collision
     [lost] = [a for a in history if a.reservation_id not in kept]
     [saved] = [a for a in history if a.reservation_id in kept]
@@ -558,7 +562,7 @@ def test_a_sale_that_is_in_the_file_is_not_called_lost(collision):
     assert ticketboss.lost_update_example(history, {lost}) == []
 
 
-def test_where_nothing_was_lost_there_is_no_interleaving(collision):
+def test_without_a_lost_sale_no_interleaving_is_shown(collision):
     history, _, _ = collision
     everything = {attempt.reservation_id for attempt in history}
     assert ticketboss.lost_update_example(history, everything) == []
@@ -596,7 +600,7 @@ def test_a_safe_strategy_that_loses_a_sale_is_exit_1(monkeypatch, strategy):
     assert row.told - row.kept == row.lost > 0
 
 
-def test_ctrl_c_shows_the_rows_there_are_and_leaves_nothing(tmp_path):
+def test_ctrl_c_shows_the_finished_rows_and_leaves_no_file(tmp_path):
     asked = ["--clients", "4", "--requests", "400", "--seats", "400"]
     pause = ["--events", "1", "--think", "30ms"]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""README says what happens: its commands are run, and print what it shows.
+"""README is true: its commands are run, and print what it shows.
 
 A block of `sh` is run here; the block of `text` that follows it is what it prints. Each
 section has a folder of its own, with nothing in it but the program. What asks for other
@@ -248,7 +248,7 @@ def test_the_commands_of_beyond_one_machine_do_what_readme_says(terminals, own):
     assert back.read_bytes() == kept.read_bytes()
 
 
-def test_commands_and_what_they_print_are_in_blocks_of_their_own():
+def test_commands_and_their_output_are_in_separate_blocks():
     languages = [language for language, _ in BLOCK.findall(README)]
     assert languages.count("sh") > languages.count("text") > 20
     assert {*languages} == {"sh", "text", "bash", "dockerfile", "nginx"}
@@ -287,7 +287,7 @@ def default_of(option: click.Parameter) -> str:
     return f"`{option.default}`"
 
 
-def test_the_table_of_options_is_what_the_program_takes():
+def test_the_table_of_options_matches_the_program():
     expected = [
         [[option.opts[0]], variables_of(option), default_of(option)]
         for option in ticketboss.main.params
@@ -297,7 +297,7 @@ def test_the_table_of_options_is_what_the_program_takes():
     assert sorted(shown) == sorted([*expected, [[], ["JWT_SECRET"], "generated"]])
 
 
-def test_the_table_of_commands_is_what_the_program_has():
+def test_the_table_of_commands_matches_the_program():
     rows = [coded(cells[0])[0].split() for cells in rows_of("Running it", "command")]
     assert {row[0] for row in rows} == {*ticketboss.main.commands}
     for name, *rest in rows:
@@ -305,7 +305,7 @@ def test_the_table_of_commands_is_what_the_program_has():
         assert {word for word in rest if word.startswith("--")} <= options
 
 
-def test_the_tables_of_requests_are_what_the_program_serves(client):
+def test_the_tables_of_requests_match_the_routes_of_the_program(client):
     shown = [
         re.sub("<.*?>", "<>", span)
         for line in SECTIONS["The APIs"].splitlines()
@@ -330,7 +330,7 @@ KINDS = {  # the tables of fields, and the program's names of what has them
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_table_of_fields_has_all_that_the_program_answers(kind):
+def test_a_table_of_fields_has_every_field_that_the_program_answers(kind):
     answered: set[str] = set()
     for name in KINDS[kind]:
         if name in ticketboss.SHAPES:
@@ -360,14 +360,14 @@ def texts_of(source: str) -> list[str]:
     "message",
     [m for cells in rows_of("Troubleshooting", "message") for m in coded(cells[0])],
 )
-def test_a_message_that_readme_explains_is_one_of_the_program(message):
+def test_every_message_that_readme_explains_is_in_the_program(message):
     """Its first words, up to what the program fills in, and its last ones."""
     texts = texts_of(PROGRAM.read_text())
     for part in message.split("…"):
         assert any(part.strip(" :.,") in text for text in texts), part
 
 
-def test_readme_counts_the_planted_bugs():
+def test_readme_states_the_number_of_planted_bugs():
     assert re.findall(r"(\d+) bugs", README) == [str(len(PLANTS))]
 
 
@@ -380,7 +380,7 @@ def test_the_script_and_requirements_name_the_same_packages():
     assert sorted(ours) == sorted(wanted["dependencies"])
 
 
-def test_nothing_else_is_visible_at_the_top():
+def test_the_top_folder_shows_only_the_listed_files():
     if not (HERE.parent / ".git").exists():
         skip("needs a git clone")
     tracked = subprocess.run(

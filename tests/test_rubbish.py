@@ -549,7 +549,7 @@ def furnished(make_app, db):
 
 
 @pytest.mark.usefixtures("quick")
-def test_no_request_breaks_anything(furnished, db, pick):
+def test_no_random_request_causes_a_500_or_a_broken_file(furnished, db, pick):
     codes = set()
     for seed in range(pick(3000, 10_000, 100_000) // ROUND):
         client, reader = furnished(**SETTINGS[seed % len(SETTINGS)]), Store(str(db))
@@ -701,7 +701,7 @@ def on_the_wire(number):
 
 
 def said(address, rubbish):
-    """All that a server says to these bytes, until it or we close the connection."""
+    """All bytes that a server answers, until it or we close the connection."""
     heard = b""
     with (
         socket.create_connection(address, timeout=20) as wire,
@@ -738,7 +738,7 @@ def statuses(heard, where):
     return found
 
 
-def test_nothing_on_the_wire_breaks_the_server(serve, db, pick):
+def test_no_random_bytes_on_the_wire_break_the_server(serve, db, pick):
     server = serve("--seats", "1000000")  # the larger runs would sell out
     address = urlsplit(server.url).hostname, urlsplit(server.url).port
     sent, answers = [on_the_wire(n) for n in range(pick(300, 1000, 10_000))], []
@@ -791,7 +791,7 @@ def rich(furnished, db):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_file_with_everything_in_it_is_refused_cut_at_any_byte(rich, db):
+def test_a_complete_file_cut_at_any_byte_is_refused(rich, db):
     client, whole = rich
     for length in range(len(whole.rstrip())):
         db.write_bytes(whole[:length])

@@ -1,4 +1,4 @@
-"""The server does what its description says, whatever schemathesis makes of it.
+"""The server follows its description in every request that schemathesis generates.
 
 All standard checks, in all phases, on a real server: examples, the edges of each
 schema, random requests that fit and that do not, and chains of requests. The edges that
@@ -20,7 +20,7 @@ import conftest
 import pytest
 from conftest import HERE, PROGRAM
 
-ADMIN = {  # who logs in as the examples of the description do
+ADMIN = {  # logs in as in the examples of the description
     "username": "ann",
     "email": "ann@example.com",
     "password": "my long password",

@@ -21,7 +21,7 @@ from keepalive import GONE, Answer, Client, Crowd
 ONE = {"partnerId": "abc-corp", "seats": 1}
 
 
-def test_two_servers_sell_exactly_all_seats_and_refuse_only_then(serve, saved):
+def test_two_servers_sell_exactly_all_seats_and_refuse_only_when_sold_out(serve, saved):
     servers, sold, refused = [serve(), serve()], [], []
 
     def buy(number: int) -> None:

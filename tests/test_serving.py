@@ -82,12 +82,12 @@ def growth(parser: type, head: Callable[[int], bytes], size: int) -> float:
 @pytest.mark.parametrize(
     ("head", "size"), [(blanks, 1000), (folded_blanks, 1000), (digits, 250)]
 )
-def test_waitress_by_itself_still_takes_the_square_of_a_heads_length(head, size):
+def test_unpatched_waitress_still_takes_quadratic_time_for_a_head(head, size):
     assert growth(waitress.parser.HTTPRequestParser, head, size) > 8
 
 
 @pytest.mark.parametrize("head", [blanks, folded_blanks, digits])
-def test_a_head_takes_as_long_as_its_length_says(head):
+def test_the_time_for_a_head_is_linear_in_its_length(head):
     assert growth(ticketboss.RequestParser, head, 50_000) < 8
 
 
@@ -100,7 +100,7 @@ def parsed(parser: type, head: bytes) -> Any:
     return [getattr(request, name) for name in names]
 
 
-def test_a_head_is_understood_as_waitress_understands_it():
+def test_a_head_is_parsed_as_waitress_parses_it():
     rng = random.Random(1)
     pieces = [b" ", b"  ", b"\t", b"a", b"bc", b":", b"\r\n ", b"\r\n", b"\xe9", b'"']
     pieces += [b"\x00", b"\r", b"X-A:", b"\r\nB:", b"\r\nC: \t"]
@@ -264,7 +264,7 @@ def large(db: Path, records: int) -> None:
         ),
     ],
 )
-def test_a_request_that_is_none_is_refused_in_json(turn, sent, status, text, capfd):
+def test_a_malformed_request_is_refused_in_json(turn, sent, status, text, capfd):
     served = turn()
     client = served.connect(sent)
     head, _, body = served.read(client, b"}\n").partition(b"\r\n\r\n")
@@ -324,7 +324,7 @@ def test_an_answer_is_handed_over_in_one_piece(turn):
     assert piece.endswith(b'"version":0}\n')
 
 
-def test_requests_that_come_together_are_answered_in_order(turn, saved):
+def test_pipelined_requests_are_answered_in_order(turn, saved):
     served = turn()
     client = served.connect(EVENT + SELL + EVENT + SELL + LIST)
     got = served.read(client, b"]\n")
@@ -347,7 +347,7 @@ def test_an_answer_is_sent_while_the_next_one_is_made(turn, db):
     assert b"HTTP/1.1 201 " in served.read(client, b"}\n")
 
 
-def test_of_a_reader_that_reads_nothing_one_answer_waits_at_a_time(turn, db):
+def test_a_client_that_reads_nothing_has_one_answer_waiting_at_a_time(turn, db):
     large(db, 20_000)  # its list is more than the kernel keeps of it
     served = turn()
     clients = [served.connect(LIST * 100, buffer=4096) for _ in range(3)]
@@ -362,9 +362,7 @@ def test_of_a_reader_that_reads_nothing_one_answer_waits_at_a_time(turn, db):
     assert not served.is_dropped(other)
 
 
-def test_answers_that_wait_for_their_readers_have_a_bound_together(
-    turn, db, monkeypatch
-):
+def test_the_answers_that_wait_for_their_readers_share_one_bound(turn, db, monkeypatch):
     large(db, 20_000)
     served = turn()
     clients = [served.connect(LIST, buffer=4096) for _ in range(3)]
@@ -398,10 +396,10 @@ def test_a_large_answer_is_not_kept_once_it_is_sent(turn, db):
     assert served.read(client, b"\n").startswith(b"HTTP/1.1 200 ")
 
 
-# --- Who connects ------------------------------------------------------------
+# --- Connections -------------------------------------------------------------
 
 
-def test_where_descriptors_run_out_those_longest_idle_make_room(
+def test_when_descriptors_run_out_the_longest_idle_connections_are_closed(
     turn, monkeypatch, caplog
 ):
     served = turn()
@@ -425,7 +423,7 @@ def test_where_descriptors_run_out_those_longest_idle_make_room(
     assert caplog.text.count("connections are in use") == 1
 
 
-# --- Who answers -------------------------------------------------------------
+# --- Threads that answer -----------------------------------------------------
 
 
 class Task:
@@ -464,7 +462,7 @@ def test_reads_are_answered_while_all_changes_wait(method):
         assert begun.acquire(timeout=PATIENCE_S)
 
 
-def test_no_thread_is_lost_to_what_an_answer_raises(caplog):
+def test_an_exception_in_an_answer_ends_no_thread(caplog):
     workers, read = ticketboss.Workers(), threading.Event()
 
     def fail() -> None:
@@ -485,7 +483,7 @@ def test_no_thread_is_lost_to_what_an_answer_raises(caplog):
 # --- How it ends -------------------------------------------------------------
 
 
-def test_an_end_is_said_to_have_cut_nothing_where_nothing_was_cut(turn):
+def test_a_shutdown_that_cut_no_answer_reports_no_cut(turn):
     served = turn()
     client = served.connect(EVENT)
     served.read(client, b"\n")
@@ -520,7 +518,9 @@ def ending(server: Any, how: signal.Signals) -> None:
     ("first", "second"),
     [("SIGTERM", "SIGINT"), ("SIGHUP", "SIGTERM"), ("SIGINT", "SIGTERM")],
 )
-def test_a_second_signal_of_another_kind_ends_it_at_once(serve, saved, first, second):
+def test_a_second_signal_of_another_kind_ends_the_server_at_once(
+    serve, saved, first, second
+):
     server = serve("--think", "60s")
     ending(server, signal.Signals[first])
     server.process.send_signal(signal.Signals[second])
@@ -528,7 +528,7 @@ def test_a_second_signal_of_another_kind_ends_it_at_once(serve, saved, first, se
     assert saved()["reservations"] == {}
 
 
-def test_a_terminal_that_says_twice_that_it_is_closed_ends_it_once(serve, saved):
+def test_a_second_sighup_does_not_cut_the_shutdown_short(serve, saved):
     server = serve("--think", "2s")
     ending(server, signal.SIGHUP)
     server.process.send_signal(signal.SIGHUP)
@@ -545,7 +545,7 @@ def refusal(work: Callable[[], object]) -> str:
     return refused.value.format_message()
 
 
-def test_a_host_that_is_not_known_is_refused_in_one_line():
+def test_an_unknown_host_is_refused_in_one_line():
     text = refusal(lambda: ticketboss.addresses_of("nosuch.invalid"))
     assert text == "Cannot listen on nosuch.invalid: name not known. Check --host."
 
@@ -557,7 +557,7 @@ def test_a_host_that_is_not_known_is_refused_in_one_line():
         ("192.0.2.1", False, "cannot assign requested address. Check --host."),
     ],
 )
-def test_an_address_that_cannot_be_had_is_refused_in_one_line(
+def test_an_address_that_cannot_be_bound_is_refused_in_one_line(
     address, is_taken, reason
 ):
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
@@ -581,7 +581,9 @@ def test_an_address_that_cannot_be_had_is_refused_in_one_line(
         ("192.0.2.1", False),
     ],
 )
-def test_what_is_bound_decides_whether_only_this_machine_may_ask(host, is_loopback):
+def test_the_bound_addresses_decide_whether_a_server_is_loopback_only(
+    host, is_loopback
+):
     assert ticketboss.are_loopback(ticketboss.addresses_of(host)) == is_loopback
 
 

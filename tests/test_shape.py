@@ -554,7 +554,7 @@ def test_a_module_that_a_section_may_not_know_is_found(lines, foreign, found):
         (asked_of_the_store, ["self._store.path.name"], {"path"}),
     ],
 )
-def test_what_a_section_uses_of_another_is_found(
+def test_the_names_that_a_section_uses_of_another_are_found(
     check: Callable[[str, str], object], lines, found
 ):
     assert check(put("Store", *lines), "Store") == found

@@ -52,7 +52,7 @@ def test_a_spreadsheet_is_a_file_with_a_name(client, how):
     "event_id",
     ['a"b', "a\\b", "a;b", "\u65e5\u672c", "x" * 200, "a b", "caf\u00e9"],
 )
-def test_no_id_is_too_odd_for_the_name_of_its_file(client, event_id):
+def test_a_report_of_an_event_with_any_id_has_a_file_name(client, event_id):
     made = client.post("/initialize", json={"eventId": event_id, "totalTickets": 5})
     assert made.status_code == 201
     answer = client.get(f"{made.headers['Location']}/report?format=csv")
@@ -97,7 +97,7 @@ def test_a_wide_sign_amid_words_stays_as_it_is(client):
     assert rows(client.get("/report?format=csv"))[2][1] == name
 
 
-# --- what depends on Accept says so ---------------------------------------------------
+# --- answers that depend on Accept ----------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "/report", f"/events/{SEEDED}/report"])
@@ -110,6 +110,6 @@ def test_an_answer_that_depends_on_accept_varies_by_it(client, path):
             assert "accept" in parse_set_header(answer.headers.get("Vary"))
 
 
-def test_an_answer_that_depends_on_nothing_varies_by_nothing(client):
+def test_an_answer_that_does_not_depend_on_accept_has_no_vary_accept(client):
     for path in ("/event", "/reservations", "/_health", f"/status/{SEEDED}"):
         assert "accept" not in parse_set_header(client.get(path).headers.get("Vary"))

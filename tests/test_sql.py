@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import postgres
 import pytest
-from conftest import HERE, PROGRAM, SQLPlace, wait_until
+from conftest import HERE, PROGRAM, SQLPlace, require_tool, wait_until
 from keepalive import Crowd
 from postgres import psycopg
 
@@ -68,7 +67,7 @@ def sell(store, *names, event=None):
 
 
 def sold(store):
-    """Who has a seat of the first event, in the order of the list."""
+    """The names with a seat of the first event, in the order of the list."""
     return [*store.load().database.document(None).reservations]
 
 
@@ -79,7 +78,7 @@ def version(store):
 # --- what it promises ----------------------------------------------------------------
 
 
-def test_a_first_start_makes_what_a_file_would_hold(store, tmp_path):
+def test_a_first_start_stores_the_same_content_as_a_file(store, tmp_path):
     file = t.open_store(str(tmp_path / "db.json"))
     file.open(SEATS)
     assert store.load().database == file.load().database
@@ -95,7 +94,7 @@ def test_the_slower_of_two_swaps_is_refused(store, other):
     assert version(other) == 1
 
 
-def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
+def test_a_swap_of_one_event_keeps_the_changes_of_another(store, other):
     seen = store.load()
     event = t.Document.open(None, t.Event(2, "Another", 5, 5, 0))
     assert store.swap(seen, seen.database.with_document(event))
@@ -108,7 +107,7 @@ def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
         assert [*database.document("2").reservations] == ["bob"]
 
 
-def test_each_process_sees_at_its_next_reading_what_another_sold(store, other):
+def test_each_process_sees_the_sales_of_another_at_its_next_read(store, other):
     for number in range(100):
         assert sell((store, other)[number % 2], str(number))
         assert sold(store) == sold(other) == [str(n) for n in range(number + 1)]
@@ -149,9 +148,7 @@ def test_a_reservation_comes_after_all_that_were_there_in_every_list(store, data
     assert sold(t.open_store(database.url)) == ["c", "a", "b"]
 
 
-def test_threads_that_wait_for_an_answer_share_one_that_was_asked_after_they_came(
-    store, other
-):
+def test_waiting_threads_share_one_query_that_began_after_they_arrived(store, other):
     answers = []
     # Each sells in turn, so that no sale is refused by another's.
     turn = threading.Lock()
@@ -170,7 +167,7 @@ def test_threads_that_wait_for_an_answer_share_one_that_was_asked_after_they_cam
     assert answers == [True] * 200
 
 
-def test_a_lock_keeps_every_other_writer_away(store, database):
+def test_a_lock_excludes_every_other_writer(store, database):
     impatient = t.open_store(database.url, 0.2)
     with store.lock():
         seen = impatient.load()  # a reader is let in
@@ -181,9 +178,7 @@ def test_a_lock_keeps_every_other_writer_away(store, database):
     assert sold(store) == ["bob", "ann"]
 
 
-def test_who_stops_in_the_middle_of_a_sale_does_not_shut_the_others_out(
-    store, database
-):
+def test_a_seller_that_stops_in_the_middle_does_not_block_the_others(store, database):
     # The server ends the transaction of a client that is silent while it has the lock.
     stopped = t.open_store(database.url, 0.3)
     with stopped.lock():
@@ -299,7 +294,7 @@ def test_a_commit_that_more_swaps_followed_than_are_remembered_is_in_doubt(
 
 
 @pytest.mark.parametrize("later", [0, 1, 3, 5, 80])
-def test_a_failover_that_loses_the_last_swaps_voids_what_was_read_of_them(
+def test_a_failover_that_loses_swaps_discards_the_documents_read_from_them(
     store, other, database, later
 ):
     # Played with a copy of the table: the new primary is the old one of a while ago.
@@ -368,7 +363,7 @@ def test_a_serialization_failure_is_no_sale_and_asks_to_read_again(
     assert sell(store, "ann")
 
 
-def test_a_full_disk_there_is_a_refusal_and_changes_nothing(store, database):
+def test_a_full_disk_of_the_database_is_a_refusal_and_changes_nothing(store, database):
     end = failing(database, "disk_full", "No space left on device")
     with pytest.raises(t.Unavailable, match="No space left on device"):
         sell(store, "ann")
@@ -411,7 +406,7 @@ def test_a_start_never_takes_the_place_of_sales_that_another_start_made_possible
     assert sold(late) == ["ann"]
 
 
-def test_a_table_that_came_after_a_start_had_looked_for_one_is_left_as_it_is(
+def test_a_table_created_during_a_start_is_left_as_it_is(
     cluster, tmp_path, monkeypatch
 ):
     place = SQLPlace(cluster, tmp_path)
@@ -492,9 +487,7 @@ def test_a_table_that_was_damaged_by_hand_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("body", ["NULL", "''", "'{]'"])
-def test_a_root_row_that_lost_its_marks_makes_all_read_again(
-    store, other, database, body
-):
+def test_a_root_row_without_marks_causes_a_complete_read(store, other, database, body):
     sell(store, "ann")
     other.load()
     table = f"{database.schema}.ticketboss"
@@ -559,10 +552,7 @@ def can_connect(path):
 @pytest.fixture
 def pooled(own):
     """The URL of a pooler in transaction mode, with few connections to share."""
-    pgbouncer = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
-    if not os.path.exists(pgbouncer):
-        insists = os.environ.get("TICKETBOSS_TESTS_INSIST")
-        (pytest.fail if insists else pytest.skip)("no pgbouncer")
+    pgbouncer = require_tool("pgbouncer")
     settings = own.folder / "pgbouncer.ini"
     settings.write_text(
         f"[databases]\npostgres = host={own.folder} user=tb\n[pgbouncer]\n"
@@ -600,7 +590,7 @@ def test_servers_behind_a_pooler_in_transaction_mode_sell_as_others_do(own, pool
     assert [len(sold(store)) for store in stores] == [100] * 4
     own.kill()
     own.start()
-    for store in stores:  # nobody is told that another server answers now
+    for store in stores:  # no store learns that another server answers now
         try:
             store.load()
         except t.Unavailable:
@@ -609,11 +599,11 @@ def test_servers_behind_a_pooler_in_transaction_mode_sell_as_others_do(own, pool
     assert sell(stores[1], "after")
 
 
-# --- what it says --------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------
 
 
 def run(*arguments, **env):
-    """Run the program; its status, and all that it says."""
+    """Run the program; its exit status, and all its output."""
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *arguments],
         capture_output=True,
@@ -713,7 +703,9 @@ def test_the_race_says_that_it_leaves_the_database_alone(tmp_path):
     assert "The race uses a throwaway file, not postgresql://u@host/x." in said
 
 
-def test_reset_keeps_what_was_there_in_a_file(database, store, tmp_path, monkeypatch):
+def test_a_reset_of_a_database_keeps_the_old_content_in_a_file(
+    database, store, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     sell(store, "ann")
     before = store.load().database
@@ -729,7 +721,7 @@ def test_reset_keeps_what_was_there_in_a_file(database, store, tmp_path, monkeyp
 # --- copy ----------------------------------------------------------------------------
 
 
-def test_a_copy_there_and_back_is_what_was_copied(database, tmp_path):
+def test_a_copy_to_sql_and_back_equals_the_original(database, tmp_path):
     here, back = tmp_path / "db.json", tmp_path / "back.json"
     app = t.create_app(t.Settings(db=str(here), quiet=True, standalone=True))
     client = app.test_client()
@@ -777,7 +769,7 @@ def test_a_copy_of_nothing_leaves_nothing_behind(database, tmp_path):
     assert not database.exists()
 
 
-def test_a_copy_waits_for_who_writes(database, store, tmp_path):
+def test_a_copy_waits_for_a_running_write(database, store, tmp_path):
     with store.lock():
         copying = subprocess.Popen(
             [sys.executable, str(PROGRAM), "copy", database.url, f"{tmp_path}/db.json"],

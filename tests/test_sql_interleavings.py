@@ -107,17 +107,17 @@ def office(cluster, tmp_path, monkeypatch):
 QUICK = "two sales, seats for one", "sales of two events"
 
 
-def test_every_order_of_two_ends_as_one_after_the_other_in_sql(office, pick, say):
+def test_every_interleaving_of_two_ends_as_a_serial_order_in_sql(office, pick, say):
     for case in pick(QUICK, CASES, CASES):
         say(f"PostgreSQL, {counted(case, office(CASES[case]).explore())}")
 
 
-def test_every_order_of_three_ends_as_one_after_the_other_in_sql(office, pick, say):
+def test_every_interleaving_of_three_ends_as_a_serial_order_in_sql(office, pick, say):
     for case, wishes in [*OF_THREE.items()][: pick(0, 1, 3)]:
         say(f"PostgreSQL, {counted(case, office(wishes).explore())}")
 
 
-def test_without_the_comparison_the_shortest_order_that_loses_a_sale_shows_in_sql(
+def test_without_the_comparison_an_interleaving_in_sql_that_loses_a_sale_is_found(
     office,
 ):
     with pytest.raises(AssertionError) as told:

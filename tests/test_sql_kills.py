@@ -27,7 +27,7 @@ BUSY = 500, 503  # in doubt, or certainly not done
 
 
 class Sales:
-    """Clients who buy and give back at two servers, and what they were answered."""
+    """Clients that buy and return seats at two servers, with the answers they got."""
 
     def __init__(self, serve, url):
         self.servers = [serve("--seats", "1000000", db=At(url)) for _ in range(2)]
@@ -126,7 +126,7 @@ def kill_a_backend(own, rng):
 
 
 def end_a_session(own, rng):
-    """Let the server end one session, as whoever administers it may."""
+    """Let the server end one session, as an administrator can."""
     own.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
         "datname = 'postgres' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1"
@@ -179,7 +179,7 @@ def nodes():
 
 
 def fail_over(nodes):
-    """Kill the primary, promote who has most of it, and let the others follow."""
+    """Kill the primary, promote the most recent standby, and let the others follow."""
     primary, *replicas = nodes
     primary.kill()
     received = "SELECT pg_last_wal_receive_lsn() - '0/0'"

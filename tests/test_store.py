@@ -1,4 +1,4 @@
-"""One db.json, many writers: whoever is slower is refused, and nothing is lost.
+"""One db.json, many writers: the slower one is refused, and nothing is lost.
 
 Not to another thread, another process, an editor, a bad file, a full folder, or a fork;
 and what was refused has changed nothing.
@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from conftest import wait_until
+from furnished import register
 
 import ticketboss
 from ticketboss import (
@@ -79,7 +80,7 @@ def opening(event_id):
 
 
 def told(path):
-    """(version, seats left, names) of the seeded event, as the file says it."""
+    """(version, seats left, names) of the seeded event in the file."""
     with open(path) as file:
         whole = json.load(file)
     event = whole["event"]
@@ -110,7 +111,7 @@ def test_the_slower_of_two_swaps_is_refused(store, other):
     assert told(store.path) == (1, SEATS - 1, {"ann"})
 
 
-def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
+def test_a_swap_of_one_event_keeps_the_changes_of_another(store, other):
     Transactions(store).transact(opening(7))
     ann, bob = store.load(), other.load()
     assert store.swap(ann, selling("ann")(ann.database))
@@ -121,7 +122,7 @@ def test_a_swap_of_one_event_keeps_what_others_did_to_another(store, other):
     assert [d.event.version for d in database.events()] == [1, 1]
 
 
-def test_two_who_open_the_same_event_do_not_both_succeed(store, other):
+def test_of_two_openings_of_the_same_event_only_one_succeeds(store, other):
     ann, bob = store.load(), other.load()
     assert store.swap(ann, opening(7)(ann.database))
     assert sell(store, "first", 1, "7")
@@ -189,7 +190,7 @@ def swapped(store, name):
     return store.swap(seen, selling(name)(seen.database))
 
 
-def test_whoever_loses_the_race_decides_again_and_is_second(store, other):
+def test_a_sale_that_loses_the_race_retries_and_is_second(store, other):
     seen = []
 
     def decide(database):
@@ -205,7 +206,7 @@ def test_whoever_loses_the_race_decides_again_and_is_second(store, other):
     assert sold["slower"].event_version_at_reservation == 2
 
 
-def test_who_decides_for_the_second_time_keeps_everybody_else_out(store, other):
+def test_a_second_decision_excludes_all_other_writers(store, other):
     shut_out = []
 
     def decide(database):
@@ -248,7 +249,7 @@ def test_every_edit_in_place_is_seen(store, db):
         assert store.load().database.document(None).event.name == f"Number {number:08}"
 
 
-def test_a_file_put_back_is_the_one_that_is_read(store, db):
+def test_a_restored_file_is_read(store, db):
     good = db.rename(db.with_name("good"))
     with pytest.raises(Unavailable):
         store.load()
@@ -309,7 +310,7 @@ def mask(request):
 
 
 @pytest.mark.usefixtures("mask")
-def test_a_new_file_and_its_lock_are_their_owners_alone(store, db):
+def test_a_new_file_and_its_lock_are_readable_by_their_owner_alone(store, db):
     for name in "ann", "bob":
         assert stat.S_IMODE(db.stat().st_mode) == 0o600
         assert stat.S_IMODE(os.stat(f"{db.parent}/.db.json.lock").st_mode) == 0o600
@@ -333,19 +334,9 @@ def test_a_commit_keeps_the_mode_and_the_owner(mode, store, db):
     assert after.st_ino != before.st_ino
 
 
-def test_a_file_with_passwords_in_it_is_its_owners_alone(client, db):
+def test_a_file_with_passwords_is_readable_by_its_owner_alone(client, db):
     db.chmod(0o644)
-    assert (
-        client.post(
-            "/api/v1/auth/register",
-            json={
-                "username": "ann",
-                "email": "ann@example.com",
-                "password": "12345678",
-            },
-        ).status_code
-        == 201
-    )
+    assert register(client, "ann").status_code == 201
     assert stat.S_IMODE(db.stat().st_mode) == 0o600
 
 
@@ -380,7 +371,7 @@ def test_a_lock_that_is_lost_while_it_is_held_is_noticed(gone, store, other, db)
     assert told(db)[2] == set()
 
 
-def test_after_a_reset_that_made_the_lock_anew_others_sell(store, other, db):
+def test_after_a_reset_that_made_a_new_lock_other_servers_sell(store, other, db):
     sell(store, "ann")
     (db.parent / ".db.json.lock").unlink()
     kept = store.reset(SEATS, f"{db}.old")
@@ -570,7 +561,7 @@ def test_a_byte_order_mark_is_read_and_not_written(store, db):
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-def test_a_file_that_is_not_right_is_refused_and_left_alone(bad, store, db):
+def test_an_invalid_file_is_refused_and_left_alone(bad, store, db):
     good = json.dumps(SOLD)
     db.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
     assert refused(store, db)
@@ -599,7 +590,9 @@ def good_fifo(path):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, good_fifo])
-def test_what_is_no_file_is_refused_at_once_and_left_alone(make, store, db):
+def test_a_path_that_is_not_a_plain_file_is_refused_at_once_and_left_alone(
+    make, store, db
+):
     db.unlink()
     end = make(db)
     before = db.lstat()
@@ -713,9 +706,7 @@ def abandoned(db, name, monkeypatch):
     return os.path.basename(drafts[0])
 
 
-def test_a_start_clears_its_own_databases_drafts_away_and_nothing_else(
-    store, db, monkeypatch
-):
+def test_a_start_removes_only_the_drafts_of_its_own_database(store, db, monkeypatch):
     keep = ["db.json", ".db.json.lock", "db.json.2025.old", ".db.json.swp", "notes.tmp"]
     for name in keep[2:]:
         db.with_name(name).write_text("mine")
@@ -746,7 +737,7 @@ def test_a_start_leaves_the_draft_of_a_writer_that_lives(store, other, db, monke
     assert told(db) == (1, SEATS - 1, {"ann"})
 
 
-def test_a_worker_that_is_started_again_does_not_offer_sold_seats_once_more(store, db):
+def test_a_restarted_worker_does_not_offer_sold_seats_again(store, db):
     sell(store, "ann")
     db.unlink()
     with pytest.raises(Unavailable):
@@ -755,7 +746,7 @@ def test_a_worker_that_is_started_again_does_not_offer_sold_seats_once_more(stor
     assert not db.exists()
 
 
-def test_a_worker_seeds_where_there_was_never_a_file(db):
+def test_a_worker_seeds_a_file_where_there_was_none(db):
     Store(str(db)).open(SEATS, may_seed=False)
     assert told(db) == (0, SEATS, set())
 
@@ -832,7 +823,7 @@ def renames(monkeypatch):
     return calls, faults
 
 
-def test_all_who_come_during_a_commit_share_the_next_write(store, db, renames):
+def test_orders_that_arrive_during_a_commit_share_the_next_write(store, db, renames):
     results = Crowd(store, [selling(str(number)) for number in range(31)]).run()
     sold = [turn for turn in results if not isinstance(turn, Exception)]
     full = [error for error in results if isinstance(error, NotEnoughSeats)]
@@ -851,7 +842,7 @@ def test_all_who_come_during_a_commit_share_the_next_write(store, db, renames):
     assert len(set(map(id, full))) == len(full)
 
 
-def test_one_decision_that_fails_fails_only_itself(store, db, renames):
+def test_a_failed_decision_fails_only_its_own_order(store, db, renames):
     def fail(_):
         raise ZeroDivisionError
 
@@ -876,7 +867,7 @@ def test_one_decision_that_fails_fails_only_itself(store, db, renames):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_write_that_fails_fails_all_who_share_it_and_changes_nothing(
+def test_a_failed_write_fails_all_orders_that_share_it_and_changes_nothing(
     code, store, db, renames
 ):
     renames[1][2] = code
@@ -896,7 +887,9 @@ def test_a_write_that_fails_fails_all_who_share_it_and_changes_nothing(
     assert sell(store, "next").changed
 
 
-def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_them_all(store, db, monkeypatch):
+def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_the_whole_file(
+    store, db, monkeypatch
+):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, bytes(data[:7])))
     sell(store, "ann")
@@ -915,7 +908,7 @@ def test_a_refusal_alone_is_not_written(store, db, renames):
     assert (renames[0], db.stat()) == ([], before)
 
 
-def test_the_next_in_line_leads_when_the_leader_has_gone(store, db, renames):
+def test_the_next_order_in_line_leads_when_the_leader_has_gone(store, db, renames):
     transactions, results = Transactions(store, timeout_s=20), []
     threads = [
         threading.Thread(
@@ -934,7 +927,7 @@ def test_the_next_in_line_leads_when_the_leader_has_gone(store, db, renames):
     assert 1 <= len(renames[0]) <= SEATS
 
 
-def test_who_thinks_is_overtaken_and_told_how_often_it_decided(store, other):
+def test_a_sale_that_thinks_is_overtaken_and_counts_its_attempts(store, other):
     thinking = Transactions(store, think_s=0.001)
     decided = []
 
@@ -976,7 +969,7 @@ def holder(store, db):
     process.communicate()
 
 
-def test_while_another_process_has_the_lock_reads_go_on_and_no_sale_does(
+def test_while_another_process_has_the_lock_reads_are_answered_and_sales_are_not(
     store, db, holder
 ):
     before = db.read_bytes()
@@ -993,7 +986,7 @@ def test_while_another_process_has_the_lock_reads_go_on_and_no_sale_does(
     assert told(db) == (1, SEATS - 1, {"bob"})
 
 
-def test_who_cannot_wait_any_longer_leaves_the_queue_and_buys_nothing(store, db):
+def test_an_order_that_times_out_leaves_the_queue_and_buys_nothing(store, db):
     crowd = Crowd(store, [], timeout_s=0.05)
     crowd.threads[0].start()
     assert crowd.first.wait(20)

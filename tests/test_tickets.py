@@ -53,7 +53,7 @@ def names(document, status):
 
 
 def line(document):
-    """Who waits, head first."""
+    """The waiting orders, head first."""
     return "".join(r.reservation_id for r in document.waiting_list())
 
 
@@ -92,7 +92,9 @@ def test_seats_that_are_free_are_sold(wait):
         (5, 6, "when sold out"),
     ],
 )
-def test_seats_that_are_not_there_are_refused_and_nothing_changes(taken, wanted, wait):
+def test_an_order_of_more_seats_than_are_free_is_refused_and_changes_nothing(
+    taken, wanted, wait
+):
     before = sold(5, ("a", taken)) if taken else event(5)
     kept = replace(before)
     with pytest.raises(NotEnoughSeats, match=r"^Not enough seats left$"):
@@ -103,7 +105,7 @@ def test_seats_that_are_not_there_are_refused_and_nothing_changes(taken, wanted,
 @pytest.mark.parametrize(
     ("taken", "wait"), [(4, "when short"), (5, "when short"), (5, "when sold out")]
 )
-def test_who_may_wait_joins_the_end_as_one_change(taken, wait):
+def test_an_order_that_may_wait_joins_the_end_as_one_change(taken, wait):
     before = sold(5, ("a", taken))
     after = before.reserve(wish("b", 2), wait)
     after = after.reserve(wish("c", 2), wait)
@@ -119,7 +121,7 @@ def test_who_may_wait_joins_the_end_as_one_change(taken, wait):
 
 @pytest.mark.parametrize("wait", ["never", "when short", "when sold out"])
 @pytest.mark.parametrize("seats", [1, 2, 5])
-def test_nobody_is_served_past_the_head_of_the_line(seats, wait):
+def test_no_order_is_served_before_the_head_of_the_line(seats, wait):
     before = sold(5, ("a", 3), ("b", 3))  # two are free, and kept for b
     assert numbers(before) == (2, 2)
     if wait == "never":
@@ -177,7 +179,7 @@ def test_a_cancelled_reservation_stays_and_its_seats_are_free_again():
     assert before == sold(5, ("a", 3), ("b", 1))
 
 
-def test_part_is_given_back_bit_by_bit_and_the_last_of_it_cancels():
+def test_seats_are_returned_in_parts_and_the_last_part_cancels():
     document = sold(9, ("a", 6)).cancel("a", LATER, 1)
     assert document.reservations["a"] == replace(
         sold(9, ("a", 6)).reservations["a"],
@@ -198,7 +200,7 @@ def test_part_is_given_back_bit_by_bit_and_the_last_of_it_cancels():
 
 @pytest.mark.parametrize("seats", [0, -1, 4, 10**6])
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_no_more_is_given_back_than_is_held(name, seats):
+def test_a_return_of_more_seats_than_are_held_is_wrong(name, seats):
     before = sold(5, ("a", 3), ("b", 3))
     with pytest.raises(BadSeatCount, match=r"\b3\b"):
         before.cancel(name, LATER, seats)
@@ -207,7 +209,7 @@ def test_no_more_is_given_back_than_is_held(name, seats):
 
 @pytest.mark.parametrize("seats", [None, 1, 99])
 @pytest.mark.parametrize("name", ["a", "z", "", "gig"])
-def test_what_is_cancelled_or_never_was_cannot_be_cancelled(name, seats):
+def test_a_cancelled_or_unknown_reservation_cannot_be_cancelled(name, seats):
     before = sold(5, ("a", 3)).cancel("a", LATER)
     kept = replace(before)
     with pytest.raises(NotFound, match=r"^Reservation not found or already cancelled$"):
@@ -221,7 +223,7 @@ def test_what_is_cancelled_or_never_was_cannot_be_cancelled(name, seats):
 @pytest.mark.parametrize(
     ("orders", "back", "served", "waits", "free"),
     [
-        # what a gives back -> who is served, who still waits, what is free
+        # seats that a returns -> orders served, orders waiting, seats free
         ([("b", 1)], None, "b", "", 3),
         ([("b", 4)], None, "b", "", 0),
         ([("b", 1), ("c", 1), ("d", 1)], None, "bcd", "", 1),
@@ -232,7 +234,7 @@ def test_what_is_cancelled_or_never_was_cannot_be_cancelled(name, seats):
         ([("b", 3), ("c", 1)], 3, "b", "c", 0),
     ],
 )
-def test_what_is_given_back_goes_down_the_line_as_far_as_it_goes(
+def test_returned_seats_serve_the_line_in_order_as_far_as_they_go(
     orders, back, served, waits, free
 ):
     before = sold(4, ("a", 4), *orders)
@@ -247,7 +249,7 @@ def test_what_is_given_back_goes_down_the_line_as_far_as_it_goes(
         )
 
 
-def test_who_leaves_the_line_frees_no_seat_but_may_free_the_way():
+def test_an_order_that_leaves_the_line_frees_no_seat_but_lets_the_next_be_served():
     before = sold(3, ("a", 2), ("b", 2), ("c", 1), ("d", 1))
     assert (line(before), numbers(before)) == ("bcd", (1, 4))
     after = before.cancel("b", LATER)
@@ -258,7 +260,7 @@ def test_who_leaves_the_line_frees_no_seat_but_may_free_the_way():
     assert numbers(after) == (1, 5)
 
 
-def test_a_head_that_asks_for_less_is_served_at_once_and_so_is_who_fits_after_it():
+def test_a_head_that_shrinks_is_served_at_once_with_the_orders_that_fit_after_it():
     before = sold(4, ("a", 2), ("b", 4), ("c", 1))
     after = before.cancel("b", LATER, 3)
     assert (names(after, "confirmed"), line(after)) == ("abc", "")
@@ -270,7 +272,7 @@ def test_a_head_that_asks_for_less_is_served_at_once_and_so_is_who_fits_after_it
     assert numbers(less) == (2, 4)
 
 
-def test_promote_leaves_alone_what_cannot_be_bettered():
+def test_promote_returns_the_same_document_when_no_order_fits():
     for document in (
         event(3),
         sold(3, ("a", 2)),
@@ -280,7 +282,7 @@ def test_promote_leaves_alone_what_cannot_be_bettered():
         assert document.promote() is document
 
 
-def test_promote_serves_all_that_fit_and_counts_no_version():
+def test_promote_serves_all_orders_that_fit_and_counts_no_version():
     full = sold(4, ("a", 4), ("b", 1), ("c", 2), ("d", 2), ("e", 1))
     freed = Document.of(
         replace(full.event, available_seats=4),
@@ -308,13 +310,13 @@ def test_a_user_has_one_ticket_by_whatever_name(name):
     assert names(other, "confirmed") == "ac"
 
 
-def test_who_waits_and_books_again_changes_nothing():
+def test_a_waiting_user_who_books_again_changes_nothing():
     document = sold(1, ("z", 1)).reserve_for_user(wish("a", 1, "id:ann"), ANN)
     assert line(document) == "a"
     assert document.reserve_for_user(wish("b", 1, "id:1"), ANN) is document
 
 
-def test_who_cancelled_and_books_again_waits_at_the_end():
+def test_a_user_who_cancelled_and_books_again_waits_at_the_end():
     document = sold(1, ("z", 1)).reserve_for_user(wish("a", 1, "id:ann"), ANN)
     document = document.reserve_for_user(wish("b", 1, "id:bob"), frozenset({"id:bob"}))
     document = document.cancel("a", LATER)
@@ -364,7 +366,7 @@ def test_a_removed_event_keeps_only_its_id_and_goes_on_counting():
         event(1).close(),
     ],
 )
-def test_what_the_rules_make_has_no_faults(document):
+def test_a_document_made_by_the_rules_has_no_faults(document):
     assert [*document.check()] == []
 
 
@@ -385,7 +387,7 @@ GOOD = sold(5, ("a", 3), ("b", 2), ("c", 1), ("d", 1)).cancel("b", LATER, 1)
         ({}, {"event_version_at_cancel": 7}, ["a"]),
     ],
 )
-def test_what_does_not_add_up_is_told_with_its_numbers_or_by_the_reservation(
+def test_a_fault_of_a_document_is_named_with_its_numbers_or_its_reservation(
     event_fields, record_fields, says
 ):
     assert [*GOOD.check()] == []
@@ -430,7 +432,7 @@ def check(before, after):
         assert now[0].seats > after.event.available_seats
     assert [r.joined_at > 0 for r in now] == [True] * len(now)
 
-    # Who waits still waits in the same order; whoever was served was at the head.
+    # The line keeps its order; the orders that were served were at the head.
     stayed = [
         r.reservation_id
         for r in was
@@ -461,7 +463,7 @@ def check(before, after):
     assert len(touched) + len(new) <= 1
 
 
-def test_the_laws_hold_in_every_order_of_a_few_steps(pick):
+def test_the_invariants_hold_in_every_order_of_a_few_steps(pick):
     walked = promoted = 0
 
     def walk(document, path, more):

@@ -39,7 +39,7 @@ def times(client, event_id=7):
     raise AssertionError(event_id)
 
 
-def test_an_event_in_which_nothing_happened_was_updated_when_it_was(old):
+def test_an_event_without_a_change_keeps_its_time_of_update(old):
     client, _ = old
     assert times(client) == (LONG_AGO, LONG_AGO)
     client.get("/events/7")

@@ -263,7 +263,7 @@ def test_the_walk_through_works_as_written_from_an_empty_database(serve, db):
 # --- Accounts and events --------------------------------------------------------------
 
 
-def test_a_login_here_is_by_e_mail_in_any_case(v1):
+def test_a_login_of_v1_is_by_e_mail_in_any_case(v1):
     me = {"email": "Ann@EXAMPLE.com", "password": "correct horse battery"}
     told = v1.post("/api/v1/auth/login", json=me).json
     assert told == {
@@ -287,7 +287,7 @@ def test_a_login_here_is_by_e_mail_in_any_case(v1):
         ("2024-12-01T18:00:00.000Z", "2024-12-01T18:00:00.000Z"),
     ],
 )
-def test_a_date_is_told_in_utc(v1, root, date, told):
+def test_a_date_is_answered_in_utc(v1, root, date, told):
     event = {"name": "Concert", "date": date, "totalTickets": 1}
     answer = v1.post("/api/v1/event", json=event, headers=root)
     assert (answer.status_code, answer.json["data"]["date"]) == (201, told)
@@ -315,7 +315,7 @@ def test_a_date_is_told_in_utc(v1, root, date, told):
         {"name": 7},
     ],
 )
-def test_an_event_that_does_not_fit_is_not_made(v1, saved, root, change):
+def test_an_event_with_an_unusable_field_is_refused(v1, saved, root, change):
     before = saved()
     good = {
         "name": "Concert",
@@ -327,7 +327,7 @@ def test_an_event_that_does_not_fit_is_not_made(v1, saved, root, change):
     assert (answer.status_code, saved()) == (400, before)
 
 
-def test_what_a_body_says_of_id_maker_and_version_is_ignored(v1, root, saved):
+def test_a_new_event_ignores_id_maker_and_version_in_the_body(v1, root, saved):
     event = v1.post(
         "/api/v1/event",
         headers=root,
@@ -383,7 +383,7 @@ def test_only_an_admin_makes_and_deletes_events(v1, concert, saved, ann, root):
     assert concert(5) == event_id + 1  # a deleted event's id is not used again
 
 
-def test_the_seeded_event_is_sold_here_too_but_not_deleted(v1, saved, root):
+def test_the_seeded_event_is_sold_in_v1_but_not_deleted(v1, saved, root):
     number, what = booked(v1, SEEDED, 7)
     assert what == "completed"
     before = saved()
@@ -394,7 +394,9 @@ def test_the_seeded_event_is_sold_here_too_but_not_deleted(v1, saved, root):
     assert v1.get("/event").json["availableSeats"] == 500
 
 
-def test_a_list_of_events_tells_what_is_left_and_when_it_changed(v1, concert, ann):
+def test_a_list_of_events_shows_the_tickets_left_and_the_time_of_change(
+    v1, concert, ann
+):
     event_id = concert(5)
     at = book(v1, event_id, 2).json["data"]["createdAt"]
     (told,) = [
@@ -412,7 +414,9 @@ def test_a_list_of_events_tells_what_is_left_and_when_it_changed(v1, concert, an
 
 @pytest.mark.parametrize("event_id", [1, "1"])
 @pytest.mark.parametrize("tickets", [2, "2"])
-def test_numbers_are_told_in_the_type_they_came_in(v1, concert, event_id, tickets):
+def test_numbers_are_answered_in_the_type_they_were_sent_in(
+    v1, concert, event_id, tickets
+):
     concert(5)
     data = book(v1, event_id, tickets).json["data"]
     assert (data["eventId"], data["ticketsReserved"]) == (event_id, tickets)
@@ -459,7 +463,7 @@ def test_numbers_are_told_in_the_type_they_came_in(v1, concert, event_id, ticket
         {"email": "a b@example.com"},
     ],
 )
-def test_a_booking_that_does_not_fit_is_refused(v1, concert, saved, change):
+def test_a_booking_with_an_unusable_field_is_refused(v1, concert, saved, change):
     concert(5)
     before = saved()
     answer = v1.post(
@@ -469,7 +473,7 @@ def test_a_booking_that_does_not_fit_is_refused(v1, concert, saved, change):
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"eventId":NaN}', b"null"])
-def test_a_booking_that_is_no_json_object_is_refused(v1, body):
+def test_a_booking_that_is_not_a_json_object_is_refused(v1, body):
     assert v1.post("/api/v1/booking", data=body).status_code == 400
 
 
@@ -482,7 +486,9 @@ def test_a_booking_that_is_no_json_object_is_refused(v1, body):
         ("PUT", "/api/v1/event", 405),
     ],
 )
-def test_what_is_not_there_is_said_in_the_same_envelope(v1, method, path, code):
+def test_an_unknown_path_or_method_of_v1_is_refused_in_its_envelope(
+    v1, method, path, code
+):
     answer = v1.open(path, method=method)
     assert answer.status_code == code
     assert ("Allow" in answer.headers) == (code == 405)
@@ -496,7 +502,9 @@ def test_an_unknown_event_is_not_found(v1):
     )
 
 
-def test_too_few_tickets_are_sold_to_nobody_in_part(v1, concert, saved):
+def test_a_booking_of_more_tickets_than_are_left_is_not_sold_in_part(
+    v1, concert, saved
+):
     event_id = concert(5)
     booked(v1, event_id, 3)
     before, answer = saved(), book(v1, event_id, "3")
@@ -536,7 +544,7 @@ def test_one_freed_ticket_promotes_no_more_than_the_head(v1, concert, saved):
     assert cancel(v1, first, {"ticketsToCancel": 1}) == 200
     assert status(v1, event_id) == (0, 2)
     assert saved()["events"]["1"]["event"]["version"] == version + 1
-    assert cancel(v1, waits[1]) == 200  # who waits may leave, and frees nothing
+    assert cancel(v1, waits[1]) == 200  # a waiting booking may leave, and frees nothing
     assert status(v1, event_id) == (0, 1)
     assert cancel(v1, waits[0]) == 200  # the head had been promoted: the last is next
     assert status(v1, event_id) == (0, 0)
@@ -553,7 +561,7 @@ def test_a_booking_that_could_never_be_promoted_does_not_join_the_list(
 
 
 @pytest.mark.parametrize(("total", "each"), [(10, "1"), (100, "10")])
-def test_of_sixty_bookings_at_once_exactly_ten_are_sold(v1, concert, total, each):
+def test_of_sixty_simultaneous_bookings_exactly_ten_are_sold(v1, concert, total, each):
     event_id, start = concert(total), threading.Barrier(60)
 
     def ask(_):
@@ -632,7 +640,7 @@ def test_all_dialects_sell_from_one_stock_and_wait_in_one_list(v1, concert):
         {"bookingId": False},
     ],
 )
-def test_a_cancel_that_does_not_fit_frees_nothing(v1, concert, saved, body):
+def test_a_cancel_with_an_unusable_number_frees_nothing(v1, concert, saved, body):
     number, _ = booked(v1, concert(10), 5)
     assert cancel(v1, number, {"ticketsToCancel": 2}) == 200
     before = saved()
@@ -670,7 +678,7 @@ def test_a_booking_is_cancelled_in_parts_until_none_is_left(v1, concert, spelled
         "00000000-0000-4000-8000-000000000000",
     ],
 )
-def test_a_number_that_no_booking_has_is_not_found(v1, concert, saved, number):
+def test_an_unknown_booking_number_is_not_found(v1, concert, saved, number):
     booked(v1, concert(10), 5)
     before = saved()
     assert cancel(v1, number) in ({404, 405} if number == "?" else {404})
@@ -678,7 +686,7 @@ def test_a_number_that_no_booking_has_is_not_found(v1, concert, saved, number):
 
 
 @pytest.mark.parametrize("who", ["ann", "root"])
-def test_a_booking_made_with_a_token_is_its_users_and_the_admins(
+def test_a_booking_made_with_a_token_is_cancelled_only_by_its_user_or_an_admin(
     v1, concert, saved, people, who
 ):
     event_id, headers = concert(10), people[1]
@@ -694,7 +702,7 @@ def test_a_booking_made_with_a_token_is_its_users_and_the_admins(
     assert status(v1, event_id) == (10, 0)
 
 
-def test_an_open_booking_is_cancelled_by_whoever_knows_its_number(v1, concert, bob):
+def test_an_open_booking_is_cancelled_by_anybody_with_its_number(v1, concert, bob):
     event_id = concert(10)
     assert cancel(v1, booked(v1, event_id)[0]) == 200
     assert cancel(v1, booked(v1, event_id)[0], headers=bob) == 200

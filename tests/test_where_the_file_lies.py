@@ -1,4 +1,4 @@
-"""Wherever db.json lies, there is service, or one line that says what to do.
+"""Wherever db.json lies, the server works, or prints one line with the remedy.
 
 A container mounts it, root was there first, an editor saved it, a disk is full, a
 filesystem has no hard links, a process may open few files, a terminal has no Unicode.
@@ -132,7 +132,7 @@ def seats_free(file: Path) -> int:
 
 @pytest.fixture
 def refused(db: Path, flag: Path) -> Iterator[Callable[..., str]]:
-    """refused(*options, first=""): what a start says that is refused.
+    """refused(*options, first=""): the error of a start that is refused.
 
     Where it is not, it finds its port taken: no test hangs.
     """
@@ -207,9 +207,7 @@ def test_an_audit_replaces_nothing(db, flag):
     [errno.ENOSPC, errno.EACCES],
     ids=errno.errorcode.get,
 )
-def test_where_nothing_can_be_written_reads_are_served_until_it_can(
-    launch, db, flag, number
-):
+def test_reads_are_served_while_nothing_can_be_written(launch, db, flag, number):
     db.write_text(SEED)
     flag.write_text(str(number))
     server = launch(REFUSED_RENAMES)
@@ -258,9 +256,7 @@ def test_a_write_that_failed_is_bad_health_until_one_succeeds(launch, db, flag):
     assert seats_free(db) == 499
 
 
-def test_health_proves_again_that_it_can_write_and_so_recovers(
-    launch, db, flag, tmp_path
-):
+def test_health_tries_another_write_and_so_recovers(launch, db, flag, tmp_path):
     beside = tmp_path.with_name(f"{tmp_path.name}.clock")
     beside.mkdir()
     clock = Clock(beside)
@@ -314,7 +310,7 @@ def owners(folder: Path) -> dict[str, tuple[int, int]]:
     [(("reset", "--yes"), ""), (("admin", "boss@example.com"), PASSWORD)],
     ids=["reset", "admin"],
 )
-def test_what_root_makes_belongs_to_whom_the_folder_belongs(
+def test_files_that_root_creates_belong_to_the_owner_of_the_folder(
     launch, theirs, command, stdin
 ):
     code, _, err = ended(theirs, *command, stdin=stdin)
@@ -325,7 +321,7 @@ def test_what_root_makes_belongs_to_whom_the_folder_belongs(
     assert server.ask("POST", "/reservations", ORDER)[0] == 201
 
 
-def test_what_root_makes_beside_a_file_belongs_to_whom_the_file_belongs(theirs):
+def test_files_that_root_creates_beside_db_json_belong_to_its_owner(theirs):
     os.chown(theirs, 0, 0)
     file = theirs / "db.json"
     file.write_text(SEED)
@@ -351,7 +347,7 @@ def test_a_reset_keeps_the_mode_of_the_file(db):
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 @pytest.mark.parametrize("is_link", [False, True])
-def test_a_reset_sets_nothing_aside_that_is_no_plain_file(db, make, is_link):
+def test_a_reset_moves_only_a_plain_file(db, make, is_link):
     odd = db.with_name("odd") if is_link else db
     make(odd)
     if is_link:
@@ -364,7 +360,9 @@ def test_a_reset_sets_nothing_aside_that_is_no_plain_file(db, make, is_link):
     assert {p for p in db.parent.iterdir() if p.suffix != ".lock"} == {db, odd}
 
 
-def test_a_lock_is_its_owners_alone_where_the_file_holds_accounts(launch, db):
+def test_a_lock_is_readable_by_its_owner_alone_where_the_file_holds_accounts(
+    launch, db
+):
     assert ended(db.parent, "admin", "boss@example.com", stdin=PASSWORD)[0] == 0
     lock = db.parent / ".db.json.lock"
     lock.unlink()
@@ -374,7 +372,7 @@ def test_a_lock_is_its_owners_alone_where_the_file_holds_accounts(launch, db):
     assert modes == [0o600, 0o600]
 
 
-def test_a_lock_that_is_refused_is_named_with_its_path_and_owner(launch, theirs):
+def test_a_refused_lock_is_reported_with_its_path_and_owner(launch, theirs):
     file, lock = theirs / "db.json", theirs / ".db.json.lock"
     file.write_text(SEED)
     os.chown(file, NOBODY.pw_uid, NOBODY.pw_gid)
@@ -393,7 +391,7 @@ def test_a_lock_that_is_refused_is_named_with_its_path_and_owner(launch, theirs)
 
 
 @pytest.mark.parametrize("kind", ["symbolic link", "hard link"])
-def test_a_lock_that_leads_to_another_file_does_that_file_no_harm(db, tmp_path, kind):
+def test_a_lock_that_links_to_another_file_leaves_that_file_alone(db, tmp_path, kind):
     db.write_text(SEED)
     victim = tmp_path / "victim"
     victim.write_text("somebody's own")
@@ -439,7 +437,7 @@ def test_a_reset_needs_no_hard_links_and_keeps_the_old_file(db):
 # --- A byte order mark -------------------------------------------------------
 
 
-def test_a_file_that_an_editor_marked_is_read_and_written_without_the_mark(launch, db):
+def test_a_file_with_a_byte_order_mark_is_written_without_the_mark(launch, db):
     db.write_text(SEED, encoding="utf-8-sig")
     assert ended(db.parent, "audit")[0] == 0
     server = launch("")
@@ -462,7 +460,7 @@ def test_a_body_that_begins_with_a_byte_order_mark_is_read(client, path, body, s
 
 
 @pytest.mark.parametrize("body", [b"\xef\xbb\xbf" * 2 + b"{}", b"{}\xef\xbb\xbf"])
-def test_a_mark_anywhere_else_is_no_json(client, db, body):
+def test_a_byte_order_mark_that_is_not_at_the_start_is_invalid_json(client, db, body):
     before = db.read_bytes()
     assert client.post("/reservations", data=body).status_code == 400
     assert db.read_bytes() == before
@@ -472,7 +470,7 @@ def test_a_mark_anywhere_else_is_no_json(client, db, body):
 
 
 @pytest.mark.parametrize("target", ["db.json", "./db.json", "link.json"])
-def test_a_copy_onto_itself_is_refused_at_once_and_holds_nobody_up(db, target):
+def test_a_copy_onto_itself_is_refused_at_once_and_changes_nothing(db, target):
     db.write_text(SEED)
     db.with_name("link.json").symlink_to("db.json")
     code, out, err = ended(db.parent, "copy", "db.json", target)
@@ -485,12 +483,12 @@ def test_a_copy_onto_itself_is_refused_at_once_and_holds_nobody_up(db, target):
 
 
 def advice(text: str) -> str:
-    """What follows the words that say what is wrong."""
+    """The text of a message of one line, in lower case."""
     one_line(text)
     return text.lower()
 
 
-def test_a_missing_folder_is_not_to_be_repaired_by_a_reset(refused, tmp_path):
+def test_the_error_for_a_missing_folder_suggests_no_reset(refused, tmp_path):
     err = refused("--db", "gone/db.json")
     assert "reset" not in advice(err)
     assert str(tmp_path / "gone") in err
@@ -498,7 +496,7 @@ def test_a_missing_folder_is_not_to_be_repaired_by_a_reset(refused, tmp_path):
     assert listing(tmp_path) == []
 
 
-def test_a_file_that_is_not_there_is_not_to_be_repaired_by_a_reset(db):
+def test_the_error_for_a_missing_file_suggests_no_reset(db):
     code, out, err = ended(db.parent, "audit")
     assert (code, out) == (1, "")
     assert "reset" not in advice(err)
@@ -507,7 +505,7 @@ def test_a_file_that_is_not_there_is_not_to_be_repaired_by_a_reset(db):
     assert listing(db.parent) == []
 
 
-def test_a_lock_that_is_held_is_named_and_nothing_is_to_be_repaired(db):
+def test_the_error_for_a_held_lock_names_it_and_suggests_no_repair(db):
     db.write_text(SEED)
     with held(db):
         code, out, err = ended(db.parent, "reset", "--yes")
@@ -518,7 +516,7 @@ def test_a_lock_that_is_held_is_named_and_nothing_is_to_be_repaired(db):
     assert db.read_text() == SEED
 
 
-def test_a_full_disk_asks_for_space(db, flag):
+def test_the_error_for_a_full_disk_asks_for_space(db, flag):
     db.write_text(SEED)
     flag.write_text(str(errno.ENOSPC))
     code, out, err = ended(
@@ -531,7 +529,7 @@ def test_a_full_disk_asks_for_space(db, flag):
     assert listing(db.parent) == [".db.json.lock", "db.json"]
 
 
-def test_a_missing_right_names_who_has_it(theirs):
+def test_the_error_for_a_missing_right_names_the_owner(theirs):
     file = theirs / "db.json"
     file.write_text(SEED)
     file.chmod(0o600)  # root's
@@ -542,7 +540,7 @@ def test_a_missing_right_names_who_has_it(theirs):
     assert "root" in err
 
 
-def test_a_first_start_in_a_folder_of_somebody_else_says_that_and_no_more(theirs):
+def test_the_error_for_a_folder_of_another_user_names_that_cause_alone(theirs):
     os.chown(theirs, 0, 0)  # as a container's volume is at first
     code, out, err = ended(theirs, "--port", "0", first=AS_NOBODY)
     assert (code, out) == (1, "")
@@ -554,13 +552,13 @@ def test_a_first_start_in_a_folder_of_somebody_else_says_that_and_no_more(theirs
     assert listing(theirs) == []
 
 
-def test_a_first_start_under_a_name_that_is_too_long_says_that(refused):
+def test_the_error_for_a_file_name_that_is_too_long_names_that_cause(refused):
     err = refused("--db", f"{'x' * 240}.json")
     assert os.strerror(errno.ENAMETOOLONG) in err
     assert os.strerror(errno.ENOENT) not in err
 
 
-def test_content_that_does_not_parse_is_what_a_reset_is_for(refused, db):
+def test_the_error_for_unreadable_content_suggests_a_reset(refused, db):
     db.write_text("{")
     assert "reset" in advice(refused())
     assert db.read_text() == "{"
@@ -581,7 +579,7 @@ resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 """
 
 
-def test_a_machine_that_gives_no_threads_is_one_line_and_no_server(db):
+def test_a_server_that_gets_no_threads_ends_in_one_line(db):
     code, out, err = ended(db.parent, "--port", "0", first=NO_THREADS)
     assert code == 1
     assert "Serving" not in out
@@ -589,7 +587,7 @@ def test_a_machine_that_gives_no_threads_is_one_line_and_no_server(db):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_for_what_it_prints_keeps_nobody_from_buying(db):
+def test_a_full_disk_for_the_log_does_not_stop_sales(db):
     port = str(free_ports(1)[0])
     command = [sys.executable, str(PROGRAM), "--db", str(db), "--port", port]
     with open("/dev/full", "w") as full:
@@ -616,7 +614,7 @@ def test_a_low_soft_limit_of_files_is_raised(launch):
     assert server.stop()[2] == ""
 
 
-def test_below_a_low_hard_limit_newcomers_are_served_and_one_line_says_so(launch, db):
+def test_under_a_low_hard_limit_of_files_new_clients_are_served(launch, db):
     server = launch(LIMIT.format(256, 256))
     with ExitStack() as stack:
         idle = [stack.enter_context(Wire(server.address)) for _ in range(300)]
@@ -697,7 +695,7 @@ _multiprocessing.SemLock = NoSemaphores
     one_line(error, os.strerror(number), "/dev/shm")
 
 
-def test_a_race_says_how_long_it_takes_before_it_starts(tmp_path):
+def test_a_race_states_its_duration_before_the_start(tmp_path):
     process = started(tmp_path, *SMALL_RACE, "--think", "5")
     try:
         assert process.stderr is not None

@@ -5,13 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from furnished import BOOKER, SEEDED, error_of, house_of, unchanged
-
-
-@pytest.fixture
-def house(make_app, db):
-    """A client, the headers of an admin, and all changes that could be made."""
-    return house_of(make_app, db)
+from furnished import BOOKER, SEEDED, error_of, unchanged
 
 
 @pytest.mark.parametrize(
@@ -48,7 +42,7 @@ def test_whole_seats_are_sold_however_they_are_spelled(
         ("true", "seats must be an integer"),
     ],
 )
-def test_what_is_no_number_of_seats_is_400_in_the_words_of_before(
+def test_an_unusable_number_of_seats_is_400_with_the_documented_text(
     house, db, spelled, text
 ):
     client, _, _ = house
@@ -96,7 +90,7 @@ def test_a_user_and_an_event_are_found_by_a_whole_number(client, db):
         ("/login", "userId"),
     ],
 )
-def test_a_number_that_is_no_id_is_400_with_a_true_text(house, db, path, field):
+def test_a_number_that_is_not_an_id_is_400_with_a_true_text(house, db, path, field):
     client, _, _ = house
     others = {
         "/initialize": '"totalTickets": 5',
@@ -138,7 +132,7 @@ def test_a_whole_number_of_seats_is_given_back_however_it_is_spelled(house):
 
 
 @pytest.mark.parametrize("tickets", ["1.5", "0.0", "true", '"1.5"', "-1.0", "1e300"])
-def test_what_is_no_number_of_tickets_is_400(house, db, tickets):
+def test_an_unusable_number_of_tickets_is_400(house, db, tickets):
     client, _, todo = house
     with unchanged(db):
         booking = (
@@ -154,7 +148,7 @@ def test_what_is_no_number_of_tickets_is_400(house, db, tickets):
         assert "ticketsToCancel" in error_of(answer)
 
 
-def test_a_dated_event_is_made_of_whole_numbers(house):
+def test_a_dated_event_takes_whole_numbers_in_any_spelling(house):
     client, root, _ = house
     body = (
         '{"name": "Concert", "date": "2024-12-01", "totalTickets": 5.0, '
