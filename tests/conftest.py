@@ -95,6 +95,8 @@ ABOUT_DB_JSON = {
     "test_a_damaged_file_is_503_for_all_and_left_alone",
     "test_a_key_holds_after_a_restart_and_in_another_server",  # no second file
     "test_contention_has_its_own_error_text_and_changes_nothing",  # its lock
+    "test_contention_at_a_change_of_an_event_does_not_speak_of_a_reservation",
+    "test_a_repeated_cancel_finds_nothing_whatever_it_names",
     "test_health_is_503_until_a_good_file_is_back",
     "test_the_admin_command_makes_an_account_and_does_not_show_the_password",
     "test_without_jwt_secret_all_workers_share_one_key_in_a_private_file",
