@@ -4578,6 +4578,9 @@ def openapi() -> Body:
     }
 
 
+NULL: Final = {"type": "null"}
+
+
 def operation_json(endpoint: str, method: str, path: str) -> Body:
     """One operation: its parameters, its answers, and a curl line."""
     view: Any = app.view_functions[endpoint]
@@ -4603,8 +4606,10 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
         schema = fields_schema(kind, dialect)
         if method == "PATCH":
             schema |= {"minProperties": 1, "additionalProperties": False}
+        if method in {"PATCH", "DELETE"}:  # where null is refused, see `parse`
             for declared in schema["properties"].values():
-                declared["anyOf"].remove({"type": "null"})
+                types = declared["anyOf"]
+                declared["anyOf"] = [each for each in types if each != NULL]
         example = msgspec.json.decode(example_of(kind))
         operation["requestBody"] = {
             "required": "required" in schema,
@@ -4647,7 +4652,7 @@ def fields_schema(kind: type[Fields], dialect: str) -> Body:
             types = [*types, {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}]
         schema["properties"][name] = {"anyOf": types}
     if kind.one_of:
-        present: Body = {"not": {"type": "null"}}
+        present: Body = {"not": NULL}
         names = [camel(name) for name in kind.one_of]
         schema["oneOf"] = [
             {"required": [name], "properties": {name: present}} for name in names

@@ -207,9 +207,9 @@ import time, waitress.parser, werkzeug.datastructures.accept as accept
 def took(work, size):
     times = []
     for _ in range(7):  # the least is what nothing else has disturbed
-        began = time.perf_counter()
+        began = time.process_time()
         work(size)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times)
 header, first_line = waitress.parser.HEADER_FIELD_RE, waitress.parser.first_line_re
 for pattern, size in {
@@ -303,7 +303,7 @@ def open_files(server: Launched) -> int:
 def test_a_client_that_reads_nothing_is_dropped_after_ten_seconds(
     launch, wires, clock, db, pick
 ):
-    readers = pick(3, 66, 66)
+    readers = pick(8, 66, 66)
     large(db, 20_000, 400)
     server = launch(first=CLOCK, CLOCK=str(clock.path))
     assert server.ask("GET", "/event")[0] == 200
@@ -312,7 +312,8 @@ def test_a_client_that_reads_nothing_is_dropped_after_ten_seconds(
         wires(server, LIST * 4, buffer=4096).socket.recv(1)
     assert server.ask("GET", "/event")[0] == 200
     assert server.ask("POST", "/reservations", ORDER)[0] == 201
-    assert open_files(server) >= before + readers
+    # Where `before` was counted, the client that asked may not have been gone.
+    assert open_files(server) >= before + readers - 2
     clock.jump(15)
     # Two may be left: the newest file, and a new client.
     wait_until(lambda: open_files(server) <= before + 2)
