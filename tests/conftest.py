@@ -97,6 +97,7 @@ ABOUT_DB_JSON = {
     "test_contention_has_its_own_error_text_and_changes_nothing",  # its lock
     "test_contention_at_a_change_of_an_event_does_not_speak_of_a_reservation",
     "test_a_repeated_cancel_finds_nothing_whatever_it_names",
+    "test_an_admin_finds_a_users_names_without_going_through_all_accounts",
     "test_health_is_503_until_a_good_file_is_back",
     "test_the_admin_command_makes_an_account_and_does_not_show_the_password",
     "test_without_jwt_secret_all_workers_share_one_key_in_a_private_file",
