@@ -1173,7 +1173,7 @@ class Store:
                 self._remove_leftovers()
                 is_new = may_seed or os.fstat(self._lock_fd).st_size == 0
                 if is_new and not os.path.lexists(self.path):
-                    self._seed(_fresh_text(seats), folder_fd)
+                    self._seed(_fresh_text(seed(seats)), folder_fd)
             self.load()
             self._mark_lock()
             if prove:
@@ -1186,7 +1186,7 @@ class Store:
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False
-            self._seed(_text(database, _encode(database, None)), folder_fd)
+            self._seed(_fresh_text(database), folder_fd)
             self._mark_lock()
             return True
 
@@ -1196,7 +1196,7 @@ class Store:
             existed = os.path.lexists(self.path)
             if existed and not os.path.isfile(self.path):  # such as /dev/null
                 raise Unavailable("db.json is not a regular file", self.path)
-            with self._temp_file(_fresh_text(seats)) as temp_path:
+            with self._temp_file(_fresh_text(seed(seats))) as temp_path:
                 if existed:
                     self._keep(kept)
                 try:
@@ -1492,8 +1492,7 @@ class Store:
         self._write_error = ""
 
 
-def _fresh_text(seats: int) -> list[bytes]:
-    database = seed(seats)
+def _fresh_text(database: Database) -> list[bytes]:
     return _text(database, _encode(database, None))
 
 
@@ -3291,11 +3290,11 @@ def check_host(environ: dict[str, Any]) -> None:
     if not settings.loopback or is_loopback(host):
         return
     trusted = {name.lower() for name in settings.trusted_hosts}
-    without_port = re.sub(":[0-9]+$", "", host.lower())
-    if not {host.lower(), without_port} & trusted:
+    name = re.sub(":[0-9]+$", "", host.lower())
+    if not {host.lower(), name} & trusted:
         abort(
             421,
-            f"Host {host!a} is not allowed. Start with --trusted-host {without_port} "
+            f"Host {host!a} is not allowed. Start with --trusted-host {name} "
             "to allow it.",
         )
 
