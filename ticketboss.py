@@ -62,6 +62,7 @@ import unicodedata
 import uuid
 from collections import ChainMap, Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -1085,7 +1086,7 @@ class AnyStore(Protocol):
         """Store `database` if the store is empty; return whether it was."""
 
     def reset(self, seats: int, kept: str) -> str:
-        """Seed again; return the file that keeps the old content, or ""."""
+        """Seed again; return the file that keeps the old content."""
 
     def load(self) -> Loaded:
         """Read the present content."""
@@ -1191,23 +1192,20 @@ class Store:
             return True
 
     def reset(self, seats: int, kept: str) -> str:
-        """Seed again, and keep the old file as `kept`; "" if there was none."""
+        """Seed again; return the file that keeps the old content."""
         with self.lock(is_start=True) as folder_fd:
-            existed = os.path.lexists(self.path)
-            if existed and not os.path.isfile(self.path):  # such as /dev/null
+            if not os.path.isfile(self.path):  # such as /dev/null
                 raise Unavailable("db.json is not a regular file", self.path)
             with self._temp_file(_fresh_text(seed(seats))) as temp_path:
-                if existed:
-                    self._keep(kept)
+                self._keep(kept)
                 try:
                     os.replace(temp_path, self.path)
                 except OSError:
-                    if existed:
-                        os.unlink(kept)
+                    os.unlink(kept)
                     raise
             self._sync_folder(folder_fd)
             self._mark_lock()
-            return kept if existed else ""
+            return kept
 
     def load(self) -> Snapshot:
         """Read the file without a lock; parse it only if it is new.
@@ -1496,6 +1494,9 @@ def _fresh_text(database: Database) -> list[bytes]:
     return _text(database, _encode(database, None))
 
 
+T = TypeVar("T")
+
+
 class Lines(NamedTuple):
     """The parts of db.json's text that change only with their records."""
 
@@ -1618,18 +1619,21 @@ def _decode_records(
             text = bytes(raw)
             line = known_lines.get(key, b"")
             is_known = line.endswith(text)  # after the same key
-            record = known[key] if is_known else _decode_reservation(key, text)
+            place = f"the reservation {key!a}"
+            record = (
+                known[key] if is_known else _decode_record(place, text, Reservation)
+            )
             reservations[event_key][key] = record
             lines[event_key][key] = line if is_known else _key(key) + text
     database = stored.database(reservations)
     return database, Lines(lines, _pretty(database.accounts, b"  "))
 
 
-def _decode_reservation(key: str, text: bytes) -> Reservation:
+def _decode_record(place: str, text: bytes | str, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(text, type=Reservation)
-    except msgspec.DecodeError as error:
-        raise msgspec.DecodeError(f"{error}, of the reservation {key!a:.99}") from None
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"{error}, of {place:.99}") from None
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -1818,21 +1822,20 @@ class Transactions:
 # === 6. SQL store ============================================================
 # The same protocol over PostgreSQL. One table: a row for each event, reservation and
 # account, with the number of the swap that wrote it last. Each swap writes the root row
-# too: writers hold its lock, and readers ask for rows with a higher number than they
-# know. Plain SQL; no state of a session, which a pooler would lose. Knows nothing of
-# permissions or HTTP.
+# too: writers hold its lock, and readers ask for rows with higher numbers than theirs.
+# Plain SQL, no state of a session (poolers lose it). Knows no permissions and no HTTP.
 
 CREATE_TABLE: Final = """
     CREATE TABLE ticketboss (
         event text, id text,   -- as in Change; the root row is ('', 'root')
         swap bigint NOT NULL,  -- the number of the swap that wrote this row last
         born bigint NOT NULL,  -- the order in which rows are listed
-        body text NOT NULL,    -- JSON; in the root row a random mark of each last swap
-        PRIMARY KEY (event, id));
-    CREATE INDEX ticketboss_swap ON ticketboss (swap)"""
+        body text NOT NULL,    -- JSON; in the root row random marks of the last swaps
+        PRIMARY KEY (event, id)); CREATE INDEX ticketboss_swap ON ticketboss (swap)"""
 LOCK_ROOT: Final = """
     SET LOCAL lock_timeout = {0}; SET LOCAL idle_in_transaction_session_timeout = {0};
     SELECT 1 FROM ticketboss WHERE event = '' AND id = 'root' FOR UPDATE"""
+READ_ROOT: Final = "SELECT swap, body FROM ticketboss WHERE event = '' AND id = 'root'"
 READ_ROWS: Final = """
     SELECT event, id, swap, coalesce(body, '') FROM ticketboss
     WHERE swap >= %(known)s AND (swap > %(known)s OR id = 'root') ORDER BY born"""
@@ -1840,12 +1843,10 @@ WRITE_ROWS: Final = """
     INSERT INTO ticketboss (event, id, body, born, swap)
     SELECT *, %s::bigint FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])
     ON CONFLICT (event, id) DO UPDATE SET body = excluded.body, swap = excluded.swap"""
-KEPT_MARKS: Final = 64
 NO_DRIVER: Final = 'PostgreSQL needs: python -m pip install "psycopg[binary]"'
 BAD_URL: Final = "This URL cannot be read. Write postgresql://user@host:5432/name"
-# SQLSTATEs: of a commit that may have happened, and of a writer that was not first.
-UNSURE: Final = "08", "40", "57P"
-TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"
+UNSURE: Final = "08", "40", "57P"  # SQLSTATEs of a commit that may have happened
+TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"  # of who was not first
 
 
 class Reading(NamedTuple):
@@ -1854,7 +1855,6 @@ class Reading(NamedTuple):
     database: Database = Database("", {}, NO_ACCOUNTS)
     swap: int = 0
     marks: str = ""  # of the last swaps, the newest first
-    asked_at: float = 0.0  # it answers those who came before
 
 
 class SQLStore(AnyStore):
@@ -1882,6 +1882,7 @@ class SQLStore(AnyStore):
         self._timeout_s = timeout_s
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
+        self._next_answer: dict[str, Future[Reading]] = {}  # at most one
         self._known = Reading()
 
     def open(self, seats: int, **_: bool) -> None:
@@ -1903,18 +1904,25 @@ class SQLStore(AnyStore):
         with self.lock() as db:
             now = _read_rows(db, Reading())
             aside = Store(os.path.basename(kept))
-            if not (aside.create(now.database) and self._commit(db, now, seed(seats))):
-                raise Contended("Nothing was changed. Try again.")
-            return aside.path
+            if aside.create(now.database) and self._commit(db, now, seed(seats)):
+                return aside.path
+        raise Contended("Nothing was changed. Try again.")
 
     def load(self) -> Reading:
         """Read the present rows; threads that wait share the next answer."""
-        arrived_at = time.monotonic()
-        with self._connection("reader") as db:
-            if self._known.asked_at <= arrived_at:
-                asked_at = time.monotonic()
-                self._known = _read_rows(db, self._known)._replace(asked_at=asked_at)
-            return self._known
+        answer = self._next_answer.setdefault("", mine := Future[Reading]())
+        if answer is mine:
+            try:
+                with self._connection("reader") as db:
+                    self._next_answer.clear()  # who comes later needs a later query
+                    self._known = _read_rows(db, self._known)
+                answer.set_result(self._known)
+            except BaseException as error:  # noqa: BLE001 -- all who wait get it
+                self._next_answer.clear()
+                answer.set_exception(error)
+        with suppress(TimeoutError):
+            return answer.result(self._timeout_s)
+        raise Contended("The database did not answer in time")
 
     def swap(self, seen: Reading, wanted: Database) -> bool:
         """Replace `seen` by `wanted`, as Store.swap does."""
@@ -1986,9 +1994,9 @@ class SQLStore(AnyStore):
 
 def _read_rows(db: Any, known: Reading) -> Reading:
     """The present content: the known one, with the rows of later swaps."""
-    rows = db.execute(READ_ROWS, {"known": known.swap}).fetchall()
-    if rows == [("", "root", known.swap, known.marks)]:
+    if db.execute(READ_ROOT).fetchall() == [(known.swap, known.marks)]:
         return known
+    rows = db.execute(READ_ROWS, {"known": known.swap}).fetchall()
     # If the newest mark that we know is not in its place, rows were removed, or a
     # failover or a backup brought back an older state. Then read everything again.
     _, key, swap, marks = rows[0] if rows else ("", "", 0, "")
@@ -1996,22 +2004,18 @@ def _read_rows(db: Any, known: Reading) -> Reading:
         return _read_rows(db, Reading())
     if key != "root":
         raise Unavailable("The table ticketboss has no root row")
+    changes = []
     try:
-        changes = [_decode_row(event, key, body) for event, key, _, body in rows[1:]]
+        for event, key, _, body in rows[1:]:
+            kinds: Any = (Event, Reservation) if event else (Accounts, Account)
+            value = _decode_record(f"row {event, key}", body, kinds[key != ""])
+            changes.append(Change(event, key, value))
         database = known.database.with_changes(changes)
-    except ValueError as error:
+    except (ValueError, msgspec.DecodeError) as error:
         raise Unavailable(
-            f"The table ticketboss does not add up, restore a backup: {error}"
+            f"Restore a backup of the table ticketboss: {error}"
         ) from None
     return Reading(database, swap, marks)
-
-
-def _decode_row(event: str, key: str, body: str) -> Change:
-    kinds: Any = (Event, Reservation) if event else (Accounts, Account)
-    try:
-        return Change(event, key, msgspec.json.decode(body, type=kinds[key != ""]))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"({event!r}, {key!r}): {error}") from None
 
 
 def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
@@ -2019,7 +2023,7 @@ def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
     changes = [*wanted.changes_since(now.database)]
     has_gone = any(change.value is None for change in changes)
     # After a mark alone, all servers read everything again.
-    marks = [mark] if has_gone else [mark, *now.marks.split()[:KEPT_MARKS]]
+    marks = [mark] if has_gone else [mark, *now.marks.split()[:64]]
     rows = [("", "root", " ".join(marks))]
     for event, key, value in changes:
         rows.append((event, key, msgspec.json.encode(value).decode()))
@@ -6526,8 +6530,10 @@ def reset(db: str, seats: int) -> None:
     """Seed a fresh event. The old content is kept in a file."""
     with exit_with_message(db):
         store = open_store(db)
-        kept = f"{store.path}.{timestamp().replace(':', '-')}.old"
-        kept = store.reset(seats, kept)
+        kept = ""
+        if not store.create(seed(seats)):
+            kept = f"{store.path}.{timestamp().replace(':', '-')}.old"
+            kept = store.reset(seats, kept)
     click.echo(f"Created {store.path} with {seats} seats.")
     if kept:
         click.echo(f"The old file is {kept}.")

@@ -163,12 +163,12 @@ def test_only_records_that_changed_are_encoded_or_decoded(tmp_path, monkeypatch)
     assert other.swap(seen, seen.database.with_document(changed))
     encoded.clear()
     decoded = []
-    decode_reservation = ticketboss._decode_reservation
+    decode_record = ticketboss._decode_record
 
-    def decoded_and_noted(key, text):
-        decoded.append(key)
-        return decode_reservation(key, text)
+    def decoded_and_noted(place, *arguments):
+        decoded.append(place)
+        return decode_record(place, *arguments)
 
-    monkeypatch.setattr(ticketboss, "_decode_reservation", decoded_and_noted)
+    monkeypatch.setattr(ticketboss, "_decode_record", decoded_and_noted)
     store.load()
-    assert (encoded, decoded) == ([], ["by another"])
+    assert (encoded, decoded) == ([], ["the reservation 'by another'"])

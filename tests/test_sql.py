@@ -167,6 +167,82 @@ def test_waiting_threads_share_one_query_that_began_after_they_arrived(store, ot
     assert answers == [True] * 200
 
 
+class Joined(dict):
+    """The answers that threads wait for; counts who asked for one."""
+
+    asked = 0
+
+    def setdefault(self, *arguments):
+        answer = super().setdefault(*arguments)
+        self.asked += 1
+        return answer
+
+
+def test_who_comes_during_a_query_shares_the_next_one_with_all_who_wait(
+    store, other, monkeypatch
+):
+    store.load()
+    store._next_answer = joined = Joined()
+    has_read, may_answer, queries, answers = (
+        threading.Event(),
+        threading.Event(),
+        [],
+        [],
+    )
+    read_rows = t._read_rows
+
+    def read_slowly(db, known):
+        found = read_rows(db, known)
+        if db is store._connections["reader", os.getpid()]:
+            queries.append(found)
+            has_read.set()
+            assert may_answer.wait(30)
+        return found
+
+    monkeypatch.setattr(t, "_read_rows", read_slowly)
+    threads = [threading.Thread(target=lambda: answers.append(sold(store)))]
+    threads[0].start()
+    assert has_read.wait(30)
+    assert sell(other, "ann")
+    for _ in range(5):
+        threads.append(threading.Thread(target=lambda: answers.append(sold(store))))
+        threads[-1].start()
+    wait_until(lambda: joined.asked == 6)
+    may_answer.set()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(answers) == [[]] + [["ann"]] * 5
+    assert len(queries) == 2
+
+
+def test_all_who_wait_for_a_query_that_fails_are_refused_and_the_next_is_answered(
+    store, monkeypatch
+):
+    store.load()
+    store._next_answer = joined = Joined()
+    errors = []
+
+    def fail(db, known):
+        wait_until(lambda: joined.asked == 5)
+        raise psycopg.OperationalError("the server closed the connection")
+
+    def read():
+        with pytest.raises(t.Unavailable) as error:
+            store.load()
+        errors.append(str(error.value))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(t, "_read_rows", fail)
+        threads = [threading.Thread(target=read) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    text = "The database cannot be used: the server closed the connection"
+    assert errors == [text] * 5
+    assert sold(store) == []
+
+
 def test_a_lock_excludes_every_other_writer(store, database):
     impatient = t.open_store(database.url, 0.2)
     with store.lock():
@@ -284,7 +360,7 @@ def test_a_commit_that_more_swaps_followed_than_are_remembered_is_in_doubt(
     cut = Cut(store, monkeypatch)
 
     def follow():
-        for number in range(t.KEPT_MARKS + 2):
+        for number in range(64 + 2):
             assert sell(other, f"other-{number}")
 
     cut.when, cut.then = "after", follow
@@ -453,13 +529,13 @@ def test_a_user_who_may_not_create_tables_can_use_one_that_is_there(store, datab
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        ("SET body = 'no' WHERE id = 'ann'", "'ann'.*truncated"),
+        ("SET body = 'no' WHERE id = 'ann'", "truncated.*'ann'"),
         ("SET body = '{}' WHERE event <> '' AND id = ''", "missing required field"),
         ("SET body = replace(body, 'confirmed', 'lost')", "lost"),
         ("SET body = replace(body, '\"seats\":1', '\"seats\":9')", "do not make 500"),
         ("SET event = 'x' WHERE id = 'ann'", "x is missing"),
         ("SET id = 'bob' WHERE id = 'ann'", "has the key bob"),
-        ("SET body = NULL WHERE id = 'ann'", "'ann'.*truncated"),
+        ("SET body = NULL WHERE id = 'ann'", "truncated.*'ann'"),
     ],
 )
 def test_a_table_that_was_damaged_by_hand_is_refused_and_left_alone(
@@ -716,6 +792,17 @@ def test_a_reset_of_a_database_keeps_the_old_content_in_a_file(
     assert str(kept) in said
     assert kept.stat().st_mode & 0o777 == 0o600
     assert t.open_store(str(kept)).load().database == before
+
+
+def test_a_reset_where_there_is_no_table_seeds_one(database, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said = run("--db", database.url, "reset", "--yes", "--seats", "7")
+    assert (status, said) == (
+        0,
+        f"Created {t.shown_location(database.url)} with 7 seats.\n",
+    )
+    assert t.open_store(database.url).load().database == t.seed(7)
+    assert [*tmp_path.glob("*.old")] == []
 
 
 # --- copy ----------------------------------------------------------------------------
