@@ -4873,19 +4873,20 @@ PAGE: Final = r"""<!doctype html><html lang="en"><meta charset="utf-8">
   body { margin: 0; padding: .3rem min(1.2rem, 3vw); overflow-wrap: anywhere }
   h1, dl, dd, ol, ul, p { margin: 0; padding: 0; list-style: none }
   h1 { font-size: 1.6rem; line-height: 1.2 } #story { width: 100% }
-  header, header > div, dl, form { display: flex; flex-wrap: wrap; gap: 0 1.6rem }
+  header, header > div, dl, form, #partners { display: flex; flex-wrap: wrap;
+    gap: 0 1.6rem } #partners li { width: 7.4rem } [hidden] { display: none !important }
   header > div { flex: 1 20rem; align-items: baseline; align-content: start }
   #story, #lesson { font: 600 1.15rem/1.3 system-ui, sans-serif }
   dt { font-size: .9rem; line-height: 1.1 } dd { font: 700 2.1rem/1.1 system-ui }
-  .good { color: var(--good) } .bad, #state { color: var(--bad) }
-  .old { color: var(--old) } [hidden] { display: none !important }
+  .good { color: var(--good) } .bad { color: var(--bad) } .old { color: var(--old) }
   main { display: grid; grid-template: auto 1fr / minmax(0, 4fr) minmax(0, 3fr);
     gap: .4rem 2rem } #said { grid-area: 1 / 1 / 3 }
-  .row { display: grid; white-space: nowrap; font-size: .92rem; line-height: 1.16rem;
-    height: 1.16rem; gap: .4rem; --name: clamp(5.2rem, 10vw, 7.4rem);
-    grid-template-columns: var(--name) 1fr clamp(6.9rem, 10vw, 7.6rem) }
+  .row, .entry { white-space: nowrap } .row { display: grid; font-size: .92rem;
+    line-height: 1.04rem; height: 1.04rem; gap: .4rem; grid-template-columns:
+    clamp(5.2rem, 10vw, 7.4rem) 1fr clamp(6.9rem, 10vw, 7.6rem) }
   li.row { border-top: 1px solid var(--thin) } .row > * { overflow: hidden }
   .row > span:first-child { color: var(--ink) } fieldset { min-width: 0; margin: 0 }
+  .entry { display: flex; gap: .3em } .who { overflow: hidden; text-overflow: ellipsis }
   .track { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr) }
   .track b { display: flex; justify-content: center; align-items: center }
   .to { background: var(--bar) 0 / 50% .3rem no-repeat; margin-left: -1px }
@@ -4895,8 +4896,7 @@ PAGE: Final = r"""<!doctype html><html lang="en"><meta charset="utf-8">
     height: .8rem; border: .16rem solid; border-radius: 50%; display: inline-block }
   .ring::before { background: var(--paper) } [type=number] { width: 3.2rem }
   .cross::before { content: "\d7"; font: 700 1.6rem/0 system-ui; color: var(--bad) }
-  .dot { display: inline-block; width: .7em; height: .7em; margin-right: .35em;
-    border: 1px solid var(--ink) } #partners li { display: inline-block; width: 9rem }
+  .dot { flex: none; width: .7em; height: .7em; margin: auto 0; border: 1px solid }
   #panes { display: grid; gap: .8rem; grid-template-columns: 1fr 1fr; margin: .5rem 0 }
   input, button { font: inherit; min-width: 0 } fieldset > * { margin-bottom: .4rem }
   button { background: var(--ink); color: var(--paper); border: 0; border-radius: .3rem;
@@ -4911,22 +4911,22 @@ PAGE: Final = r"""<!doctype html><html lang="en"><meta charset="utf-8">
   #map b { background: var(--thin); height: 1rem; overflow: hidden }
   .alone :is(.B, #next) { display: none } .alone #panes { grid-template-columns: 1fr }
   @media (max-width: 50rem) { main { display: block } }
-</style><header><div><h1 id="name">TicketBoss</h1><p id="state" role="status">Reading
-</p><p id="story" role="status"></p></div><dl><div><dt>version<dd id="version">-</div>
-<div><dt>seats free<dd id="free">-</div><div><dt>waiting<dd id="waits">-</div><div
-id="gone" class="bad" hidden><dt>confirmed, not in the file<dd id="lost"></div></dl>
-</header><form id="login" hidden><input aria-label="E-mail or user name"
-placeholder="e-mail or name" autocomplete="username"><input aria-label="Password"
-type="password" placeholder="password" autocomplete="current-password">
+</style><header><div><h1 id="name">TicketBoss</h1><p id="state" class="bad"
+role="status"></p><p id="story" role="status"></p></div><dl><div><dt>version<dd
+id="version">-</div><div><dt>seats free<dd id="free">-</div><div><dt>waiting<dd
+id="waits">-</div><div id="gone" class="bad" hidden><dt>confirmed, not in the file<dd
+id="lost"></div></dl></header><form id="login" hidden><input autocomplete="username"
+aria-label="E-mail or user name" placeholder="e-mail or name"><input type="password"
+aria-label="Password" placeholder="password" autocomplete="current-password">
 <button>Log in</button></form><main><section><p id="lesson" role="status"></p>
 <button id="next">Show me, step by step</button><div id="panes"></div><p id="who">
 Too late? <label><input type="radio" name="who" id="careful" checked> I decide again
 (If-Match)</label> <label><input type="radio" name="who" id="server"> the server does
 </label></p><pre id="curl" aria-label="The same with curl"></pre></section>
-<section id="said"><p>The last 40 attempts at this process: <span class="ring"></span>
-read, <span class="disc good"></span> saved first, <b class="cross"></b> too late</p>
+<section id="said"><p>The last 40 attempts: <span class="ring"></span> read, <span
+class="disc good"></span> saved, <b class="cross"></b> too late, or overwritten</p>
 <div id="ruler" class="row" aria-hidden="true"></div><ol id="tape"></ol></section>
-<section><p id="scale">Seats</p><div id="map" role="img"></div><ul id="partners"></ul>
+<section><p id="scale">Seats</p><ul id="partners"></ul><div id="map" role="img"></div>
 </section></main><template><fieldset aria-busy="false"><div><input aria-label="Name"
 maxlength="60" placeholder="your name"> <label><input type="number" min="1" max="10"
 value="1"> seats</label></div><div><button>1 Read</button>
@@ -4934,8 +4934,10 @@ value="1"> seats</label></div><div><button>1 Read</button>
 <span></span><output></output></fieldset></template><script nonce="NONCE">
 const $ = id => document.getElementById(id)
 const fill = texts => { for (const id in texts) $(id).textContent = texts[id] }
-const make = (tag, className = "", textContent = "") =>
-  Object.assign(document.createElement(tag), {className, textContent})
+function make(tag, className = "", ...content) {
+  const made = Object.assign(document.createElement(tag), {className})
+  made.append(...content); return made
+}
 const query = new URLSearchParams(location.search), id = query.get("event")
 const base = id ? "/events/" + encodeURIComponent(id).replaceAll("'", "%27") : ""
 const eventPath = base || "/event", listPath = base + "/reservations"
@@ -4949,10 +4951,10 @@ async function ask(path, options = {}) {
   const answer = await fetch(path, {cache: "no-cache", ...options})
   return [answer.status, await answer.json()]
 }
-function entry(tag, who, text) {  // the square is hollow for who has had no seat
-  const item = make(tag, "", text), dot = make("span", "dot")
-  dot.style.background = colours.get(who) || "transparent"; item.prepend(dot)
-  return item
+function entry(tag, who, name, seats) {  // its square is hollow without any seat
+  const dot = make("span", "dot"), more = make("span", "", ` ${seats}`)
+  dot.style.background = colours.get(who) || "transparent"
+  return make(tag, "entry", dot, make("span", "who", name), more)
 }
 function judge(attempt) {  // on which versions it was decided, and what came of it
   const {status, version, action, reservationId} = attempt, ok = status < 300
@@ -4962,7 +4964,7 @@ function judge(attempt) {  // on which versions it was decided, and what came of
   const lost = won && action === "reserve" && inFile && !inFile.has(reservationId)
   const text = lost ? "but gone" : won ? `is ${version} now` : ok ? "as before" :
     status === 412 ? `${reads[0]} is old` : "refused"
-  return {...attempt, reads, won, late, lost, text}
+  return {...attempt, reads, won, late, lost, good: won && !lost, text}
 }
 function tape(judged) {  // rows are attempts, newest first; columns the last versions
   const rem = parseFloat(getComputedStyle(document.body).fontSize)
@@ -4970,26 +4972,22 @@ function tape(judged) {  // rows are attempts, newest first; columns the last ve
   const last = Math.max(event.version, 1), least = last - Math.max(6, wide * 1.3 | 0)
   const first = Math.max(0, least, Math.min(last - 1, ...rows.flatMap(a => a.reads)))
   const apart = Math.ceil((`${last}`.length * .6 + .5) * (last - first + 1) / wide)
-  const track = cell => {
-    const line = make("span", "track")
-    for (let v = first; v <= last; v++) line.append(make("b", ...cell(v)))
-    return line
-  }
-  $("ruler").replaceChildren(make("b", "", "version"),
-    track(v => ["", (last - v) % apart ? "" : v]))
+  const versions = Array.from({length: last - first + 1}, (_, n) => first + n)
+  const track = cell => make("span", "track", ...versions.map(cell))
+  const numbers = track(v => make("b", "", (last - v) % apart ? "" : v))
+  $("ruler").replaceChildren("name, seats", numbers, "← version")
   $("tape").replaceChildren(...rows.map(a => {
     const from = a.reads[0], to = a.won ? a.version : (a.late.at(-1) ?? from - 1) + 1
-    const good = a.won && !a.lost, row = make("li", `row ${good ? "good" : "bad"}`)
-    const mark = v => v === from ? "ring" : v === to && good ? "disc" :
+    const mark = v => v === from ? "ring" : v === to && a.good ? "disc" :
       v === to && a.lost || a.late.includes(v - 1) ? "cross" : ""
-    const line = track(v => [`${mark(v)} ${v > from && v <= to ? "to" : ""} ` +
-      (v >= from && v < to ? "on" : "")])
+    const line = track(v => make("b", `${mark(v)} ${v > from && v <= to ? "to" : ""} ` +
+      (v >= from && v < to ? "on" : "")))
     const number = (a.action === "cancel" ? "-" : "") + (a.seats || "")
-    line.ariaLabel = `read ${a.reads.join(", ")}; too late ${a.late.length} times`
-    line.role = "img"
-    row.append(entry(a.lost ? "s" : "span", a.who, `${a.who || a.action} ${number}`),
-      line, make("span", "", `${a.status}: ${a.text}`))
-    return row
+    const ariaLabel = `read ${a.reads}, too late: ${a.late.length}`
+    Object.assign(line, {role: "img", ariaLabel})
+    const name = entry(a.lost ? "s" : "span", a.who, a.who || a.action, number)
+    const told = make("span", "", `${a.status}: ${a.text}`)
+    return make("li", `row ${a.good ? "good" : "bad"}`, name, line, told)
   }))
 }
 function map(next = 0) {  // at most 600 squares; each may stand for several seats
@@ -5016,21 +5014,23 @@ function show() {
   const judged = attempts.map(judge), won = judged.filter(a => a.won).length
   const late = judged.flatMap(a => a.late).length, sums = new Map()
   const lost = judged.filter(a => a.lost).length, {name, version} = event
-  const story = `${won} confirmed, ${late} too late, ${lost || "none"} lost`
+  const story = `${judged.length} tried, ${won} confirmed, ` +
+    `${unchecked ? "" : late + " too late, "}${lost || "none"} lost`
   fill({name: document.title = name, version, lost, free: event.availableSeats, story})
   $("gone").hidden = !($("who").hidden = $("next").hidden = unchecked)
   for (const r of held) sums.set(r.partnerId, (sums.get(r.partnerId) || 0) + r.seats)
   $("partners").replaceChildren(...[...sums].sort((a, b) => b[1] - a[1]).map(
-    ([who, n]) => entry("li", who, `${who || "(no name)"} ${n}`)))
+    ([who, n]) => entry("li", who, who || "(no name)", n)))
   A.compare(); B.compare(); tape(judged); map()
 }
 async function look() {
   const [status, now] = await ask(eventPath), [may, told] = await ask(tapePath)
   if (status === 401) token = ""
   $("login").hidden = status !== 401 && may !== 401
-  if (status !== 200) throw Error(now.error)
+  if (status !== 200) throw Error(now.error + (status !== 404 ? "" :
+    ". Without ?event= in its address, this page shows the first event."))
   unchecked = told.unchecked === true
-  fill({state: unchecked ? "No check: the last save wins. Nothing is kept." :
+  fill({state: unchecked ? "No check: the last save wins." :
     may === 401 ? "Log in to see who saved." : ""})
   const changed = JSON.stringify([now, told, token])
   if (changed === before) return

@@ -393,7 +393,7 @@ def test_sales_one_after_another_are_drawn_as_steps(server, visit, event):
     shown = event(50)
     page = visit(shown)
     assert page.tape() == []
-    assert page.text("#story") == "0 confirmed, 0 too late, none lost"
+    assert page.text("#story") == "0 tried, 0 confirmed, 0 too late, none lost"
     for version, who in enumerate(["anna", "ben", "clara"], 1):
         buy(server, shown, who, version)
         page.shows("version", str(version))
@@ -402,12 +402,12 @@ def test_sales_one_after_another_are_drawn_as_steps(server, visit, event):
             "who": f"{who} {version}",
             "struck": False,
             "marks": {str(version - 1): "ring", str(version): "disc"},
-            "spoken": f"read {version - 1}; too late 0 times",
+            "spoken": f"read {version - 1}, too late: 0",
             "said": f"201: is {version} now",
         }
         for version, who in [(3, "clara"), (2, "ben"), (1, "anna")]
     ]
-    assert page.text("#story") == "3 confirmed, 0 too late, none lost"
+    assert page.text("#story") == "3 tried, 3 confirmed, 0 too late, none lost"
 
 
 def test_thirty_sales_with_one_condition_are_drawn_as_a_wall_of_crosses(serve, visit):
@@ -422,7 +422,7 @@ def test_thirty_sales_with_one_condition_are_drawn_as_a_wall_of_crosses(serve, v
     assert [row["marks"] for row in rows[29:]] == [
         {str(v): "ring", str(v + 1): "disc"} for v in (4, 3, 2, 1, 0)
     ]
-    assert page.text("#story") == "5 confirmed, 29 too late, none lost"
+    assert page.text("#story") == "34 tried, 5 confirmed, 29 too late, none lost"
     assert len(held(server, "")) == 5
     assert page.run("document.querySelector('#gone').hidden")
     picture(page)
@@ -461,7 +461,9 @@ def test_thirty_sales_without_a_condition_are_drawn_as_a_staircase(serve, visit)
         )
     tries = sum(len(attempt["reads"]) - 1 for attempt in attempts)
     assert tries > 0
-    assert page.text("#story") == (f"30 confirmed, {tries} too late, none lost")
+    assert page.text("#story") == (
+        f"30 tried, 30 confirmed, {tries} too late, none lost"
+    )
 
 
 def test_every_sale_that_an_unchecked_server_lost_is_struck_through(serve, visit):
@@ -474,14 +476,14 @@ def test_every_sale_that_an_unchecked_server_lost_is_struck_through(serve, visit
     rows = page.tape()
     assert gone > 0
     assert page.text("#lost") == str(gone)
-    assert page.text("#story") == (f"30 confirmed, 0 too late, {gone} lost")
+    assert page.text("#story") == f"30 tried, 30 confirmed, {gone} lost"
     kept = sorted(f"{r['partnerId']} 1" for r in in_file)
     assert sorted(row["who"] for row in rows if not row["struck"]) == kept
     struck = [row for row in rows if row["struck"]]
     assert len(struck) == gone
     assert {row["said"] for row in struck} == {"201: but gone"}
     assert all("cross" in row["marks"].values() for row in struck)
-    assert page.text("#state") == "No check: the last save wins. Nothing is kept."
+    assert page.text("#state") == "No check: the last save wins."
     assert page.run("document.querySelector('#who').hidden")
     page.click("A", "1 Read")
     assert page.click("A", "2 Save") == "✓ 201 confirmed"  # no condition and no key
@@ -537,7 +539,7 @@ def test_500_attempts_are_counted_and_the_last_40_shown(server, visit, event):
     assert [row["who"] for row in rows] == [f"p{n} 1" for n in range(519, 479, -1)]
     assert rows[0]["marks"] == {"519": "ring", "520": "disc"}
     assert rows[-1]["said"] == "201: is 481 now"
-    assert page.text("#story") == "500 confirmed, 0 too late, none lost"
+    assert page.text("#story") == "500 tried, 500 confirmed, 0 too late, none lost"
 
 
 def test_each_seat_has_its_partners_colour_and_initial(server, visit, event):
@@ -661,6 +663,36 @@ def test_the_map_of_many_seats_states_the_seats_per_square(
     assert [letter for letter, *_ in drawn[:2]] == ["A", ""]  # one sale shows
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_long_name_is_cut_and_its_seats_are_still_seen(server, visit, event, width):
+    shown = event(500)
+    buy(server, shown, "customer-service-department-of-a-company", 10)
+    page = visit(shown)
+    page.look(width, 844)
+    page.run("dispatchEvent(new Event('resize'))")
+    for row in "#tape .entry", "#partners .entry":
+        name, seats = f"{row} > .who", f"{row} > :last-child"
+        assert page.run(f"all('{name}')[0].scrollWidth > all('{name}')[0].clientWidth")
+        assert page.run(
+            f"all('{seats}')[0].getBoundingClientRect().right <= "
+            f"all('{row}')[0].getBoundingClientRect().right"
+        )
+        assert page.text(seats).strip() == "10"
+
+
+def test_a_class_of_thirty_and_its_first_five_sales_fit_a_projector(
+    server, visit, event
+):
+    shown = event(60)
+    for who in ["anna", "ben", "clara", "david", *CLASS]:
+        buy(server, shown, who, 1)
+    page = visit(shown)
+    page.look(1920, 1080)
+    assert len(page.tape()) == 34
+    bottom = "all('#tape li').at(-1).getBoundingClientRect().bottom"
+    assert page.run(bottom) <= 1080
+
+
 def test_a_million_seats_do_not_freeze_the_page(server, visit):
     page = visit("million")
     page.run("""gap = 0; last = performance.now(); void function frame() {
@@ -696,7 +728,10 @@ FAILS = {"ready": "texts('#state').some(text => text.includes('not found'))"}
 
 def test_the_page_reports_an_unknown_event(visit):
     page = visit("nope", **FAILS)
-    assert page.text("#state") == "Event not found"
+    assert page.text("#state") == (
+        "Event not found. Without ?event= in its address, this page shows the first "
+        "event."
+    )
     assert page.click("A", "1 Read") == "Event not found"
     assert not re.search("null|undefined|NaN", page.text("body"))
     assert page.run("button('A', '2 Save').disabled")
@@ -746,7 +781,7 @@ def test_after_a_restored_backup_the_page_strikes_lost_sales_through(serve, visi
         ("bob 2", True),
         ("ann 1", False),
     ]
-    assert page.text("#story") == "3 confirmed, 0 too late, 2 lost"
+    assert page.text("#story") == "3 tried, 3 confirmed, 0 too late, 2 lost"
     assert page.texts("#partners li") == ["ann 1"]
     buy(server, "", "dan", 4)  # version 2 for the second time
     page.shows("version", "2")
@@ -1229,7 +1264,7 @@ def test_every_control_has_a_name_and_every_change_is_announced(server, visit, e
     assert all(name for _, name in named)
     assert [name for role, name in named if role == "group"] == ["Buyer A", "Buyer B"]
     assert {name for role, name in named if role == "image"} == {
-        "read 0; too late 0 times",
+        "read 0, too late: 0",
         "1 of 500 seats are taken",
     }
     assert sorted(role for role, _ in named) == [
