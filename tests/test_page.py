@@ -872,7 +872,7 @@ def test_the_page_loads_nothing_from_another_host_and_keeps_to_its_policy(
     for who in "AB":
         page.click(who, "1 Read")
         page.click(who, "2 Save")
-    page.shows("version", "2")
+    page.shows("version", "3")
     asked = {
         urlsplit(e["request"]["url"])[:2]
         for e in page.heard("Network.requestWillBeSent")
