@@ -1718,6 +1718,9 @@ class Transactions:
         self._mutex = threading.Lock()
         self._queue: deque[PendingCommit] = deque()
         self._has_leader = False  # a thread commits, or is about to
+        # What the last commit read. Whoever drops it frees the old file's blocks, which
+        # takes as long as half a commit; so a server drops it after it has answered.
+        self.replaced: object = None
 
     def transact(self, decide: Decision) -> PendingCommit:
         """Apply `decide` to the database; return when the result is on the disk.
@@ -1765,7 +1768,7 @@ class Transactions:
             followers = min(len(self._queue), MAX_BATCH - 1)
             batch = [first, *(self._queue.popleft() for _ in range(followers))]
         try:
-            replaced = self._commit(batch)
+            self.replaced = self._commit(batch)
         finally:
             with self._mutex:
                 next_leader = self._queue.popleft() if self._queue else None
@@ -1775,7 +1778,6 @@ class Transactions:
             for pending in batch:
                 pending.done = True
                 pending.ready.release()
-        del replaced  # frees the old file's blocks here, where nobody waits for it
 
     def _commit(self, batch: list[PendingCommit]) -> object:
         """Read, decide and swap until nobody else was first; return what was read."""
@@ -5636,6 +5638,7 @@ class Connection(waitress.channel.HTTPChannel):
         """Answer the first request, in a thread."""
         self.begun_at = None
         super().service()
+        self.server.owner.app.box_office.transactions.replaced = None
 
     def write_soon(self, data: bytes) -> int:
         """Keep an answer until the loop sends it.

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import waitress.channel
 import waitress.parser
 import waitress.server
 import waitress.task
-from conftest import PROGRAM
+from conftest import PROGRAM, wait_until
 
 import ticketboss
 
@@ -512,6 +512,23 @@ def ending(server: Any, how: signal.Signals) -> None:
         time.sleep(0.01)
     assert server.process.poll() is None
     client.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_server_that_has_answered_keeps_no_file_that_was_replaced(serve):
+    server = serve()
+
+    def replaced_files() -> list[str]:
+        paths = []
+        for each in Path(f"/proc/{server.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                paths.append(os.readlink(each))
+        return [path for path in paths if path.endswith("(deleted)")]
+
+    for number in range(3):
+        sale = {"partnerId": f"p{number}", "seats": 1}
+        assert server.ask("POST", "/reservations", sale)[0] == 201
+        wait_until(lambda: not replaced_files())
 
 
 @pytest.mark.parametrize(
