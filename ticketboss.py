@@ -654,31 +654,24 @@ class Document(Struct, frozen=True):
         held = self.reservations.get(reservation_id)
         return find_key_use(held.origin.key_uses, key, request) if held else None
 
-    def remember_change(self, key: str | None, request: str) -> Document:
+    def remember(
+        self, key: str | None, request: str, returned: str | None = None
+    ) -> Document:
         """This document with a record of the change just made, to recognise a repeat.
 
-        Returns the same object without a key.
+        The record of a return is kept with its reservation, `returned`; every other one
+        with the event. Returns the same object without a key.
         """
         if key is None:
             return self
         use = KeyUse(key, request, self.event.version)
-        event = replace(self.event, key_uses=with_key_use(self.event.key_uses, use))
-        return Document(event, self.reservations, self.waiting)
-
-    def remember_return(
-        self, reservation_id: str, key: str | None, request: str
-    ) -> Document:
-        """This document with a record of the return just made, to recognise a repeat.
-
-        Returns the same object without a key.
-        """
-        if key is None:
-            return self
-        held = self.reservations[reservation_id]
-        use = KeyUse(key, request, self.event.version)
+        if returned is None:
+            event = replace(self.event, key_uses=with_key_use(self.event.key_uses, use))
+            return Document(event, self.reservations, self.waiting)
+        held = self.reservations[returned]
         uses = with_key_use(held.origin.key_uses, use)
         remembering = replace(held, origin=replace(held.origin, key_uses=uses))
-        return self.with_records(self.event, {reservation_id: remembering})
+        return self.with_records(self.event, {returned: remembering})
 
     def require_version(self, versions: frozenset[str] | None) -> None:
         """Raise Stale if the caller named versions and the event is at none of them.
@@ -1423,24 +1416,15 @@ class Store:
 
     def _seed(self, text: list[bytes], folder_fd: int) -> None:
         with self._temp_file(text) as temp_path:
-            try:
-                os.link(temp_path, self.path)  # complete, and never over a file
+            if _link(temp_path, self.path):  # complete, and never over a file
                 os.unlink(temp_path)
-            except OSError as error:
-                # No hard links here (exFAT, shared folders of virtual machines): the
-                # lock alone keeps others from seeding.
-                if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
-                    raise
+            else:  # the lock alone keeps others from seeding
                 os.rename(temp_path, self.path)
         self._sync_folder(folder_fd)
 
     def _keep(self, kept: str) -> None:
         """Keep the present file also under another name."""
-        try:
-            os.link(self.path, kept)
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
-                raise
+        if not _link(self.path, kept):
             with open(self.path, "rb") as file:
                 text = file.read()
             with self._temp_file([text], is_private=True) as temp_path:
@@ -1488,6 +1472,20 @@ class Store:
             ) from error
         self._must_write = False
         self._write_error = ""
+
+
+def _link(path: str, other: str) -> bool:
+    """Give a file another name. False where there are no hard links.
+
+    exFAT has none, and neither have shared folders of virtual machines.
+    """
+    try:
+        os.link(path, other)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
+            raise
+        return False
+    return True
 
 
 def _fresh_text(database: Database) -> list[bytes]:
@@ -2331,7 +2329,7 @@ class BoxOffice:
                 return document
             document.require_version(caller.if_match)
             after = document.cancel(reservation_id, at, seats)
-            return after.remember_return(reservation_id, caller.key, wanted)
+            return after.remember(caller.key, wanted, reservation_id)
 
         outcome = self._change(event_id, decide, caller, attempt)
         if outcome.changed:
@@ -2360,7 +2358,7 @@ class BoxOffice:
             if held is None:
                 raise NotFound(not_found)
             after = document.cancel(held.reservation_id, at)
-            return after.remember_return(held.reservation_id, caller.key, "a ticket")
+            return after.remember(caller.key, "a ticket", held.reservation_id)
 
         outcome = self._change(event_id, decide, caller, attempt)
         version = outcome.document.event.version
@@ -2463,7 +2461,7 @@ class BoxOffice:
             if caller.if_match is not NONE_NAMED:  # it may not exist yet
                 (existing or Document.of(opened, {})).require_version(caller.if_match)
             document = Document.open(existing, opened)
-            return database.with_document(document.remember_change(caller.key, wanted))
+            return database.with_document(document.remember(caller.key, wanted))
 
         pending = self.transactions.transact(decide)
         if not pending.changed:
@@ -2500,7 +2498,7 @@ class BoxOffice:
                     "one is open under its id."
                 )
             document.require_version(caller.if_match)
-            return document.close().remember_change(key, "removal")
+            return document.close().remember(key, "removal")
 
         return self._change(event_id, decide, caller, ChangeAttempt("change"))
 
@@ -2530,7 +2528,7 @@ class BoxOffice:
                 return document
             document.require_version(caller.if_match)
             after = document.change(changes)
-            return after if after is document else after.remember_change(key, wanted)
+            return after if after is document else after.remember(key, wanted)
 
         outcome = self._change(event_id, decide, caller, ChangeAttempt("change"))
         use = find_key_use(outcome.document.event.key_uses, key, wanted)

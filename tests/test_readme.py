@@ -284,6 +284,8 @@ def default_of(option: click.Parameter) -> str:
         return "off"
     if option.multiple or option.default == "":
         return "none"
+    if isinstance(option.show_default, str):
+        return option.show_default
     return f"`{option.default}`"
 
 
