@@ -305,33 +305,19 @@ class KeyReused(TicketBossError):
 
 
 class Stale(TicketBossError):
-    """The event is at none of the versions that If-Match names."""
+    """The event is at none of the versions that the caller named."""
 
     def __init__(self, version: int, named: frozenset[str]) -> None:
-        if any(re.fullmatch("0|[1-9][0-9]*", each) for each in named):
-            text = (
-                f"The event has changed: it is at version {version}. Read it again; "
-                f'if you still want this, resend it with If-Match: "{version}".'
-            )
-        else:
-            text = (
-                "If-Match names no ETag of this server: it is weak, or a proxy that "
-                "compresses has altered it. Read the event again, and send If-Match: "
-                f'"{version}".'
-            )
-        super().__init__(text)
+        super().__init__(f"The event has changed: it is at version {version}.")
         self.version = version
+        self.named = named
 
 
 class ConditionRequired(TicketBossError):
     """The caller named no version, but this server requires one."""
 
     def __init__(self, version: int) -> None:
-        super().__init__(
-            "A change must name the version that it is based on, so that it does not "
-            "undo the changes of others. Read the event; if you still want this, "
-            f'resend it with If-Match: "{version}".'
-        )
+        super().__init__("A change must name the version that it is based on")
         self.version = version
 
 
@@ -384,9 +370,10 @@ class InDoubt(TicketBossError):
 
 
 # === 3. Rules ================================================================
-# The rules about seats. Pure functions from value to value, because a change may have
-# to be decided again: ids and times are arguments. Knows no files, no clock, no
-# randomness and no HTTP.
+# The rules about seats, and what they apply to: an event with its reservations, the
+# accounts, the whole database and its layout in db.json. Pure functions from value to
+# value, because a change may have to be decided again: ids and times are arguments.
+# Knows no files, no clock, no randomness and no HTTP.
 
 
 def find_key_use(
@@ -1044,7 +1031,7 @@ def seed(seats: int) -> Database:
 # === 4. Store ================================================================
 # db.json, replaced whole. Readers take no lock: os.replace() means that they see the
 # old file or the new one, never half of each. Knows files, locks and versions; knows
-# nothing of permissions, accounts or HTTP. Comments say what breaks without a step.
+# nothing of seats, of accounts or of HTTP. Comments say what breaks without a step.
 
 POLL_S: Final = 0.002  # filelock polls; at its own 0.05 s another process starves
 log: Final = logging.getLogger("ticketboss")
@@ -3203,10 +3190,10 @@ def handle_refusal(error: TicketBossError) -> Response:
         g.headers["X-Attempts"] = str(error.attempts)
     if isinstance(error, LoginRequired):
         g.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Stale):
+    if isinstance(error, (Stale, ConditionRequired)):
+        text = condition_text(error)
         g.headers["ETag"] = f'"{error.version}"'
     if isinstance(error, ConditionRequired):
-        g.headers["ETag"] = f'"{error.version}"'
         g.headers["Cache-Control"] = "no-store"
     is_about_seats = any(a.action in {"reserve", "cancel"} for a in g.attempts)
     if isinstance(error, Contended) and is_about_seats:
@@ -3217,6 +3204,22 @@ def handle_refusal(error: TicketBossError) -> Response:
     if isinstance(error, (Contended, Unavailable, TooManyLogins, InDoubt)):
         g.headers["Retry-After"] = "1"
     return json_response(error_body(request.path, status, text), status)
+
+
+def condition_text(error: Stale | ConditionRequired) -> str:
+    """Why a change was refused under its If-Match, and which one to send."""
+    resend = f'resend it with If-Match: "{error.version}".'
+    if isinstance(error, ConditionRequired):
+        return (
+            f"{error}, so that it does not undo the changes of others. Read the event; "
+            f"if you still want this, {resend}"
+        )
+    if any(re.fullmatch("0|[1-9][0-9]*", each) for each in error.named):
+        return f"{error} Read it again; if you still want this, {resend}"
+    return (
+        "If-Match names no ETag of this server: it is weak, or a proxy that compresses "
+        f'has altered it. Read the event again, and send If-Match: "{error.version}".'
+    )
 
 
 def handle_http_error(error: HTTPException) -> Response:
