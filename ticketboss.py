@@ -2092,9 +2092,9 @@ def promote_account(database: Database, seen: Account, password: str) -> Databas
     )
 
 
-def is_valid_password(password: str, minimum: int = 8) -> bool:
+def is_valid_password(password: str) -> bool:
     """Whether the length is allowed; hashing a very long one takes too much time."""
-    return minimum <= len(password) <= len(password.encode()) <= 1024
+    return 8 <= len(password) <= len(password.encode()) <= 1024
 
 
 @contextmanager
@@ -3274,7 +3274,7 @@ def check_token(authorization: str) -> None:
             abort(401, "Unauthorized. Invalid token.")
 
 
-def request_id(given: str | None = None) -> str:
+def request_id(given: str | None) -> str:
     """The client's own request id if it is usable, otherwise a new one."""
     if given is not None and re.fullmatch("[A-Za-z0-9._-]{1,128}", given):
         return given
@@ -6597,13 +6597,14 @@ def admin(address: str, db: str, seats: int) -> None:
         accounts = box_office.database().accounts
         existing = find_account(accounts, "email", address)
         if existing is None:
-            password_hash = hash_password(prompt_for_password())
+            password_hash = prompt_for_password("Password, 8 characters or more")
             address = normalize_text(address)
             account = Account(0, address, address, password_hash, "admin")
             box_office.register(account, first_is_admin=True)
         else:
             confirm_promotion(existing)
-            box_office.promote(existing, prompt_for_new_password())
+            text = "New password (leave it empty to keep the old one)"
+            box_office.promote(existing, prompt_for_password(text, default=""))
     click.echo(f"{address} is an admin in {store.path}.")
 
 
@@ -6619,35 +6620,18 @@ def confirm_promotion(account: Account) -> None:
     click.confirm("Make this account an admin?", abort=True)
 
 
-def prompt_for_new_password() -> str:
-    """The hash of a new password from the terminal; empty if the old one stays."""
-    text = "New password (leave it empty to keep the old one)"
-    password = click.prompt(text, default="", hide_input=True, show_default=False)
-    if not password:
-        return ""
-    if not is_valid_password(password):
-        raise click.ClickException(WRONG_LENGTH)
-    if click.prompt("Repeat it", hide_input=True) != password:
-        raise click.ClickException("The two passwords are not the same.")
-    return hash_password(password)
-
-
-WRONG_LENGTH: Final = "Use 8 characters or more, and at most 1024 bytes."
-
-
-def prompt_for_password() -> str:
-    """A new password from the terminal, typed twice."""
+def prompt_for_password(text: str, default: str | None = None) -> str:
+    """The hash of a new password, typed twice; empty if the default was taken."""
     while True:
-        password = str(
-            click.prompt(
-                "Password, 8 characters or more",
-                hide_input=True,
-                confirmation_prompt=True,
-            )
-        )
-        if is_valid_password(password):
-            return password
-        click.echo(WRONG_LENGTH)
+        password = click.prompt(text, default, hide_input=True, show_default=False)
+        if password == default:
+            return ""
+        if not is_valid_password(password):
+            click.echo("Use 8 characters or more, and at most 1024 bytes.")
+        elif click.prompt("Repeat it", hide_input=True) != password:
+            click.echo("The two passwords are not the same.")
+        else:
+            return hash_password(password)
 
 
 @main.command()
