@@ -303,6 +303,12 @@ class BadSeatCount(TicketBossError):
 class KeyReused(TicketBossError):
     """An Idempotency-Key was sent again with a different request."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used for another request. Send a new key with a "
+            "new request, or repeat the first one."
+        )
+
 
 class Stale(TicketBossError):
     """The event is at none of the versions that the caller named."""
@@ -321,7 +327,9 @@ class ConditionRequired(TicketBossError):
         self.version = version
 
 
-NONE_NAMED: Final = frozenset({"none"})  # no version, where one is required
+# Where a version is required and none is named. Compared by `is`, because a client may
+# send If-Match: "none".
+NONE_NAMED: Final = frozenset({"none"})
 
 
 class SalesClosed(TicketBossError):
@@ -381,19 +389,15 @@ def find_key_use(
 ) -> KeyUse | None:
     """The change that was made under this key; KeyReused if it was a different one."""
     for use in uses:
-        if use.key != key:
-            continue
-        if use.request != request:
-            raise KeyReused(
-                "This Idempotency-Key was used for another change. Send a new key with "
-                "a new change, or repeat the first one."
-            )
-        return use
+        if use.key == key:
+            if use.request != request:
+                raise KeyReused
+            return use
     return None
 
 
 def with_key_use(uses: tuple[KeyUse, ...], use: KeyUse) -> tuple[KeyUse, ...]:
-    """The uses with a new one added; only the last hundred are kept."""
+    """The uses with a new one added; only the last MAX_KEY_USES are kept."""
     return (*uses, use)[-MAX_KEY_USES:]
 
 
@@ -501,7 +505,7 @@ class Document(Struct, frozen=True):
                 f"{event.total_seats}"
             )
         largest = max((order.seats for order in self.waiting_list()), default=0)
-        if event.total_seats < largest:
+        if event.total_seats < min(largest, self.event.total_seats):
             raise TooFewSeats(
                 f"An order of {largest} seats waits, so totalSeats cannot be "
                 f"{event.total_seats}"
@@ -511,6 +515,7 @@ class Document(Struct, frozen=True):
             version=event.version + 1,
             available_seats=event.total_seats - confirmed,
         )
+        # with_records, not replace: it tells the store that no reservation has changed.
         return self.with_records(event, {}).promote()
 
     def find_booking(
@@ -625,14 +630,9 @@ class Document(Struct, frozen=True):
         in the document that it would change. Raises KeyReused for a different order.
         """
         known = self.reservations.get(order.reservation_id)
-        if known is None:
-            return False
-        if known.origin.request != order.origin.request:
-            raise KeyReused(
-                "This Idempotency-Key was used for another order. Send a new key with "
-                "a new order, or the first body with this key."
-            )
-        return True
+        if known is not None and known.origin.request != order.origin.request:
+            raise KeyReused
+        return known is not None
 
     def find_return(
         self, reservation_id: str, key: str | None, request: str
@@ -1072,10 +1072,10 @@ class AnyStore(Protocol):
         """Read the present content."""
 
     def swap(self, seen: Any, wanted: Database) -> bool:
-        """Replace `seen` by `wanted`, unless it was changed meanwhile."""
+        """Replace `seen` by `wanted`; False if somebody saved meanwhile: read again."""
 
     def lock(self) -> AbstractContextManager[object]:
-        """Keep every other writer away meanwhile."""
+        """A context in which no other writer can save."""
 
     def health(self) -> str:
         """The store's present problem; empty if there is none."""
@@ -1106,7 +1106,10 @@ class Snapshot:
         self.lines = Lines({}, b"")
 
     def parse(self, before: Snapshot | None) -> None:
-        """Read the file. Lines that are also in `before` are not decoded again."""
+        """Read the file. Lines that are also in `before` are not decoded again.
+
+        A damaged file raises nothing here: `problem` says what is wrong.
+        """
         with open(self._fd, "rb", closefd=False) as file:
             text = file.read()
         try:
@@ -1279,8 +1282,7 @@ class Store:
                     file_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
                 try:
                     if not is_start:
-                        with self._writing("The lock cannot be used", self._lock_path):
-                            self._require_marked_lock()
+                        self._require_marked_lock()
                     yield folder_fd
                 finally:
                     # The change is already made. But a lock that is not released shuts
@@ -1325,11 +1327,13 @@ class Store:
         Somebody deleted the earlier one. A process that holds that one may replace
         db.json at any moment.
         """
-        if os.fstat(self._lock_fd).st_size == 0:
-            raise OSError(
-                errno.ENOLCK,
-                "it was deleted. Stop all servers on this database, then start them",
-            )
+        with self._writing("The lock cannot be used", self._lock_path):
+            if os.fstat(self._lock_fd).st_size == 0:
+                raise OSError(
+                    errno.ENOLCK,
+                    "it was deleted. Stop all servers on this database, then start "
+                    "them",
+                )
 
     def _is_private(self) -> bool:
         """Whether only its owner may read db.json."""
@@ -1344,7 +1348,8 @@ class Store:
         If there is no db.json yet, the file belongs to the folder's owner. Only the
         owner may read it then, or if it is private.
         """
-        model, mode = os.stat(self._folder), 0o600
+        mode = 0o600
+        model = os.stat(self._folder)
         with suppress(FileNotFoundError):
             model = os.stat(self.path)
             if not is_private:
@@ -1394,10 +1399,10 @@ class Store:
             with _os_errors_as(Unwritable, what, path):
                 yield
         except Unwritable as error:
-            self._is_ill(str(error))
+            self._note_write_error(str(error))
             raise
 
-    def _is_ill(self, why: str) -> None:
+    def _note_write_error(self, why: str) -> None:
         self._write_error = why
         self._proved_at = time.monotonic()
 
@@ -1452,7 +1457,9 @@ class Store:
                 raise OSError(errno.ENOLCK, "the lock file was deleted meanwhile")
         except OSError as error:
             self._must_write = True
-            self._is_ill(f"The disk did not confirm the last write: {error.strerror}")
+            self._note_write_error(
+                f"The disk did not confirm the last write: {error.strerror}"
+            )
             log.critical(self._write_error)
             raise InDoubt(
                 "the change is written, but the disk did not confirm it"
@@ -1603,13 +1610,13 @@ def _decode_records(
         for key, raw in event.reservations.items():
             text = bytes(raw)
             line = known_lines.get(key, b"")
-            is_known = line.endswith(text)  # after the same key
-            place = f"the reservation {key!a}"
-            record = (
-                known[key] if is_known else _decode_record(place, text, Reservation)
-            )
+            if line.endswith(text):  # after the same key
+                record = known[key]
+            else:
+                record = _decode_record(f"the reservation {key!a}", text, Reservation)
+                line = _key(key) + text
             reservations[event_key][key] = record
-            lines[event_key][key] = line if is_known else _key(key) + text
+            lines[event_key][key] = line
     database = stored.database(reservations)
     return database, Lines(lines, _pretty(database.accounts, b"  "))
 
@@ -1681,7 +1688,7 @@ class PendingCommit:
         self.changed = False  # whether the decision changed anything
         self.attempts = 0  # how many times it was decided
         self.error: Exception | None = None
-        self.is_decided = False  # if False, it may not count as confirmed
+        self.is_decided = False  # it has a result or an error, or its leader has died
         self.done = False  # a leader has tried to commit it
         self.ready = threading.Lock()  # one each: a shared one would wake everybody
         self.ready.acquire()
@@ -1708,7 +1715,7 @@ class Transactions:
         self.replaced: object = None
 
     def transact(self, decide: Decision) -> PendingCommit:
-        """Apply `decide` to the database; return when the result is on the disk.
+        """Apply `decide` to the database; return the result once it is on the disk.
 
         Raises what `decide` raises, with nothing written. Contended and Unavailable:
         certainly not applied. InDoubt: perhaps applied.
@@ -1833,7 +1840,7 @@ WRITE_ROWS: Final = """
 NO_DRIVER: Final = 'PostgreSQL needs: python -m pip install "psycopg[binary]"'
 BAD_URL: Final = "This URL cannot be read. Write postgresql://user@host:5432/name"
 UNSURE: Final = "08", "40", "57P"  # SQLSTATEs of a commit that may have happened
-TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"  # of who was not first
+TOO_LATE: Final = "23505", "40", "42710", "42P07", "55P03"  # of a writer not first
 
 
 class Reading(NamedTuple):
@@ -1851,7 +1858,7 @@ class SQLStore(AnyStore):
         self.path = shown_location(url)
         try:
             self._driver = importlib.import_module("psycopg")
-            # Of a password with a plain @ or /, a part would be taken for the host.
+            # A plain @ or / would make a part of the password the host; %zz is refused.
             strict_url = re.sub("(?s)(?<=[^/:])[@/](?=[^?]*@)", "%zz", url)
             parameters = self._driver.conninfo.conninfo_to_dict(strict_url)
         except ImportError:
@@ -1869,7 +1876,7 @@ class SQLStore(AnyStore):
         self._timeout_s = timeout_s
         self._connections: dict[tuple[str, int], Any] = {}  # by use and process
         self._mutexes = {"writer": threading.RLock(), "reader": threading.RLock()}
-        self._next_answer: dict[str, Future[Reading]] = {}  # at most one
+        self._next_answer: dict[str, Future[Reading]] = {}  # for its atomic setdefault
         self._known = Reading()
 
     def open(self, seats: int, **_: bool) -> None:
@@ -1950,7 +1957,7 @@ class SQLStore(AnyStore):
                 marks = _read_rows(db, now).marks.split()
                 db.commit()
                 if mark in marks or not set(marks).isdisjoint(now.marks.split()):
-                    return mark in marks  # it would be beside those that we know
+                    return mark in marks  # the marks we know are there, so it would be
                 break
         raise InDoubt("the database did not answer the commit")
 
@@ -2348,11 +2355,9 @@ class BoxOffice:
             return after.remember(caller.key, "a ticket", held.reservation_id)
 
         outcome = self._change(event_id, decide, caller, attempt)
-        version = outcome.document.event.version
-        for cancelled in outcome.document.reservations.values():
-            if cancelled.event_version_at_cancel == version:
-                return replace(outcome, reservation=cancelled)
-        raise AssertionError("nothing was cancelled")
+        held = cast("Reservation", attempt.reservation)
+        cancelled = outcome.document.reservations[held.reservation_id]
+        return replace(outcome, reservation=cancelled)
 
     def _require_owner(self, reservation: Reservation | None, caller: Caller) -> None:
         """Raise unless the caller may change a reservation.
@@ -2386,7 +2391,8 @@ class BoxOffice:
         The account that opened the event may, and admins. An event without an owner is
         open to all, unless login is required or somebody booked with a token.
         """
-        event, account = document.event, caller.account
+        event = document.event
+        account = caller.account
         is_booked = any(
             r.origin.account and r.status != "cancelled"
             for r in document.settled().reservations.values()

@@ -165,6 +165,21 @@ def test_fewer_seats_than_are_confirmed_is_409_with_both_numbers(make_app, db):
     assert change(client, totalSeats=6).json["availableSeats"] == 0
 
 
+def test_a_new_name_is_not_refused_for_a_number_of_seats_that_was_not_sent(
+    make_app, db
+):
+    client = make_app(seats=10).test_client()
+    sell(client, 2)
+    sell(client, 9, waitlist=True)
+    file = json.loads(db.read_text())
+    [waiting] = [r for r in file["reservations"].values() if r["seats"] == 9]
+    waiting["seats"] = 600  # by hand, more than the event has
+    db.write_text(json.dumps(file))
+    answer = change(client, name="Another")
+    assert (answer.status_code, answer.json["name"]) == (200, "Another")
+    assert change(client, totalSeats=9).status_code == 409
+
+
 def test_fewer_seats_than_a_waiting_order_needs_is_409_with_both_numbers(make_app, db):
     client = make_app(seats=10).test_client()
     sell(client, 2)
