@@ -2676,11 +2676,12 @@ ORIGIN: Final = r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5}
 EXPOSED_HEADERS: Final = (
     "ETag, Location, Link, X-Attempts, Retry-After, Idempotent-Replayed"
 )
-ALLOWED_METHODS: Final = "GET, HEAD, POST, PATCH, DELETE"
-ALLOWED_HEADERS: Final = (
-    "Authorization, Content-Type, If-Match, If-None-Match, Idempotency-Key, "
-    "X-Request-ID"
-)
+PREFLIGHT_HEADERS: Final = {  # for a browser that asks before it sends
+    "Access-Control-Allow-Methods": "GET, HEAD, POST, PATCH, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, If-Match, "
+    "If-None-Match, Idempotency-Key, X-Request-ID",
+    "Access-Control-Max-Age": "600",
+}
 ETAGS: Final = r'\s*(\*|(?:W/)?"[^"]*"(?:\s*,\s*(?:W/)?"[^"]*")*)\s*'
 
 Body = dict[str, Any]
@@ -2802,8 +2803,9 @@ Count = Annotated[int, rule("{} must be a whole number, 1 or more", ge=1, le=10*
 
 
 class Fields(Struct, rename="camel"):
-    """{}."""
+    """{}."""  # of each subclass, an example of the body; see `example_of`
 
+    numbers_as_text: ClassVar[bool] = False  # whether "2" is also the number 2
     one_of: ClassVar[tuple[str, ...]] = ()  # exactly one of these fields is required
 
     def __post_init__(self) -> None:
@@ -2871,12 +2873,13 @@ def parse(kind: type[F]) -> F:
         given |= query_fields(kind, given)
     if method == "PATCH":
         require_changes(kind, given)
-    is_v1 = request.blueprint == "v1"
     values = {}
     for each in fields_of(kind):
         value = given.get(each.name)
         if value is not None:
-            values[each.name] = each.normalize(value, is_number_as_text=is_v1)
+            values[each.name] = each.normalize(
+                value, is_number_as_text=kind.numbers_as_text
+            )
         elif method == "DELETE" and each.name in given:  # null: a number may be lost
             abort(400, each.refusal(None))
     try:
@@ -3102,20 +3105,27 @@ def html_response(page: str) -> Response:
 def etag_response(document: Document, render: Callable[[], object]) -> Response:
     """The result of `render`, with the event's version as ETag; or 304."""
     etag = str(document.event.version)
+    return conditional_response(etag, lambda: json_response(render()))
+
+
+def conditional_response(etag: str, answer: Callable[[], Response]) -> Response:
+    """The answer, with this ETag; or 304 if the client has it already."""
     g.headers["ETag"] = f'"{etag}"'
     g.headers["Cache-Control"] = "no-cache"
     if app.settings.require_login:
         g.headers["Vary"] = "Authorization"
-    known = request.environ.get("HTTP_IF_NONE_MATCH")
-    if app.settings.unchecked:  # here two contents may have the same version
-        known = None
-    if known is not None and is_in_etags(known, etag):
+    known = request.environ.get("HTTP_IF_NONE_MATCH", "")
+    # Without a check, two contents may have the same version.
+    if is_in_etags(known, etag) and not app.settings.unchecked:
         return Response(status=304)
-    return json_response(render())
+    return answer()
 
 
 def is_in_etags(header: str, etag: str) -> bool:
-    """Whether If-None-Match names an ETag; in linear time, unlike werkzeug's parser."""
+    """Whether If-None-Match names an ETag.
+
+    In linear time, unlike the parser of werkzeug before 3.1.9.
+    """
     etags = [each.strip().removeprefix("W/") for each in header.split(",")]
     return f'"{etag}"' in etags or etags == ["*"]
 
@@ -3254,8 +3264,10 @@ def before_request() -> Response | None:
         account=None,
         attempts=[],
     )
-    set_cors_headers(environ)
-    if is_preflight(environ):
+    allowed = cors_headers(app, environ.get("HTTP_ORIGIN"))
+    g.headers |= allowed
+    if allowed and is_preflight(environ):
+        g.headers |= PREFLIGHT_HEADERS
         return Response(status=204)
     enforce_rate_limits()  # also for requests that are refused below
     if not environ.get("QUERY_STRING", "").isascii():
@@ -3322,20 +3334,10 @@ def cors_headers(served: App, origin: str | None) -> dict[str, str]:
     }
 
 
-def set_cors_headers(environ: dict[str, Any]) -> None:
-    """Let a page of an allowed origin read the answer, or ask before it sends."""
-    allowed = cors_headers(app, environ.get("HTTP_ORIGIN"))
-    g.headers |= allowed
-    if allowed and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
-        g.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
-        g.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
-        g.headers["Access-Control-Max-Age"] = "600"
-
-
 def is_preflight(environ: dict[str, Any]) -> bool:
-    """Whether a browser asks if an allowed page may send a request."""
+    """Whether a browser asks if a page of another site may send a request."""
     is_options = environ["REQUEST_METHOD"] == "OPTIONS"
-    return is_options and "Access-Control-Allow-Methods" in g.headers
+    return is_options and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
 
 
 def check_origin(environ: dict[str, Any]) -> None:
@@ -3544,7 +3546,7 @@ class Limiter:
         self._memory = MemoryCounters()
 
     def add(self, rate: limits.RateLimitItem, *counted: str, amount: int = 1) -> Window:
-        """Count one more; with a negative amount, one less."""
+        """Add `amount` to a count; return the count and when it ends."""
         key = rate.key_for(*counted)
         if self._is_shared:
             try:
@@ -3811,14 +3813,9 @@ def list_attempts(event_id: str | None = None) -> Response:
         for account_id, attempt in app.attempts.copy()
         if attempt.event_id == shown_id and may_see_attempts_of(account_id)
     ]
-    response = json_response(AttemptList(attempts, app.settings.unchecked))
-    g.headers["Cache-Control"] = "no-cache"
-    if app.settings.require_login:
-        g.headers["Vary"] = "Authorization"
-    if not app.settings.unchecked:
-        response.add_etag()
-        response.make_conditional(request)
-    return response
+    answer = json_response(AttemptList(attempts, app.settings.unchecked))
+    etag = hashlib.sha256(answer.data).hexdigest()[:16]
+    return conditional_response(etag, lambda: answer)
 
 
 def may_see_attempts_of(account_id: int) -> bool:
@@ -3929,7 +3926,8 @@ def initialize(sent: InitializeBody) -> Response:
 
     201 {message, id, eventId, name, totalTickets, availableTickets, event}; 409.
     """
-    total, price = sent.total_tickets, sent.price or 0
+    total = sent.total_tickets
+    price = sent.price or 0
     name = sent.name or normalize_text(f"Event {sent.event_id}")
     event = Event("", name, total, total, 0, price, created_at=timestamp())
     event = open_event(event, sent.event_id)
@@ -4209,7 +4207,13 @@ def envelope(message: str, data: object = None, status: int = 200) -> Response:
 TEXT_OF_PASSWORDS: Final = "{} must have 8 characters or more (at most 1024 bytes)."
 
 
-class RegisterBody(Fields):
+class V1Fields(Fields):
+    """{}."""
+
+    numbers_as_text = True
+
+
+class RegisterBody(V1Fields):
     """{"username":"ann","email":"ann@example.com","password":"my long password"}."""
 
     username: PlainText
@@ -4279,7 +4283,7 @@ def account_json(account: Account) -> Body:
     return {"id": account.id, "username": account.username, "email": account.email}
 
 
-class EmailLoginBody(Fields):
+class EmailLoginBody(V1Fields):
     """{"email":"ann@example.com","password":"my long password"}."""
 
     email: Email
@@ -4302,7 +4306,7 @@ def show_me() -> Response:
     return envelope("User retrieved successfully.", account_json(g.account))
 
 
-class EventBody(Fields, kw_only=True):
+class EventBody(V1Fields, kw_only=True):
     """{"name":"Concert","date":"2024-12-01","totalTickets":100}."""
 
     name: PlainText
@@ -4363,7 +4367,7 @@ def delete_v1_event(event_id: str) -> Response:
     return envelope("Event deleted successfully.")
 
 
-class BookingBody(Fields, kw_only=True):
+class BookingBody(V1Fields, kw_only=True):
     """{"eventId":"node-meetup-2025","firstName":"A","email":"a@b.co","ticketsReserved":"2"}."""
 
     event_id: Id
@@ -4378,20 +4382,16 @@ class BookingBody(Fields, kw_only=True):
 def create_booking(sent: BookingBody) -> Response:
     """Book tickets: 201 Booking; 200 Booking, waiting if sold out; 404; 409."""
     event_id = str(sent.event_id)
-    person = {
-        "first_name": sent.first_name,
-        "last_name": sent.last_name,
-        "email": sent.email,
-    }
     holder = f"account-{g.account.id}" if g.account else "guest"
-    number = secrets.randbits(52) + 1  # every JSON parser reads it exactly
     order = requested_reservation(
         event_id,
         sent.email,
         holder,
         sent.tickets_reserved,
-        booking=number,
-        **person,
+        booking=secrets.randbits(52) + 1,  # every JSON parser reads it exactly
+        first_name=sent.first_name,
+        last_name=sent.last_name,
+        email=sent.email,
     )
     try:
         sale = app.box_office.sell(event_id, order, "when sold out", caller())
@@ -4424,7 +4424,7 @@ def booking_json(sold: Reservation) -> Body:
 NO_BOOKING: Final = "Booking not found or already cancelled"
 
 
-class CancelledTickets(Fields):
+class CancelledTickets(V1Fields):
     """{"ticketsToCancel":2}."""
 
     booking_id: Id | None = None
@@ -4495,15 +4495,15 @@ def show_booking_status(event_id: str) -> Response:
 # with a capital is a shape. Tests check that the server keeps to the description.
 
 description: Final = Blueprint("description", __name__)
+EVENT: Final = "eventId, name, totalSeats, availableSeats, reservationCount, version"
+EVENT_DETAIL: Final = f"{EVENT}, id, totalTickets, availableTickets, price"
 SHAPES: Final = {
-    "Event": "eventId, name, totalSeats, availableSeats, reservationCount, version",
-    "EventDetail": "eventId, name, totalSeats, availableSeats, reservationCount, "
-    "version, id, totalTickets, availableTickets, price",
+    "Event": EVENT,
+    "EventDetail": EVENT_DETAIL,
     "EventStatus": "id, eventId, name, totalTickets, total_tickets, availableTickets, "
     "available_tickets, bookedTickets, waitingListCount, version",
     "Ticket": "message, status, eventId, reservationId, position?",
-    "ChangedEvent": "eventId, name, totalSeats, availableSeats, reservationCount, "
-    "version, id, totalTickets, availableTickets, price, date, sales",
+    "ChangedEvent": f"{EVENT_DETAIL}, date, sales",
     "DatedEvent": "id, name, date, totalTickets, availableTickets, createdBy, "
     "createdAt, updatedAt",
     "Booking": "id, eventId, userId, firstName, lastName, email, ticketsReserved, "
@@ -4548,11 +4548,7 @@ def show_description() -> Response:
     if not app.description:
         app.description = msgspec.json.encode(openapi())
     etag = hashlib.sha256(app.description).hexdigest()[:16]
-    g.headers["ETag"] = f'"{etag}"'
-    g.headers["Cache-Control"] = "no-cache"
-    if is_in_etags(request.headers.get("If-None-Match", ""), etag):
-        return Response(status=304)
-    return bytes_response(app.description, JSON)
+    return conditional_response(etag, lambda: bytes_response(app.description, JSON))
 
 
 @description.get("/docs")
@@ -4564,11 +4560,11 @@ def show_docs() -> Response:
 def openapi() -> Body:
     """The description of all operations."""
     paths: dict[str, Body] = {}
-    for rule in app.url_map.iter_rules():
-        path = re.sub(r"<(?:\w+:)?(\w+)>", lambda m: f"{{{camel(m[1])}}}", rule.rule)
-        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            operation = operation_json(rule.endpoint, method, path)
-            paths.setdefault(path, {})[method.lower()] = operation
+    for url in app.url_map.iter_rules():
+        path = re.sub(r"<(?:\w+:)?(\w+)>", lambda m: f"{{{camel(m[1])}}}", url.rule)
+        for method in sorted((url.methods or set()) - {"HEAD", "OPTIONS"}):
+            described = operation_json(url.endpoint, method, path)
+            paths.setdefault(path, {})[method.lower()] = described
     schemas = msgspec.json.schema_components(
         [PublicReservation, Report, AttemptList],
         ref_template="#/components/schemas/{name}",
@@ -4605,7 +4601,7 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
         "tags": [dialect],
         "summary": str(view.__doc__).partition("\n")[0],
         "security": [bearer] if must_log_in else [{}, bearer],
-        "parameters": parameters_json(kind, method, path, dialect),
+        "parameters": parameters_json(kind, method, path),
         "responses": responses_json(view, method, path, dialect),
         "x-codeSamples": [
             {
@@ -4615,7 +4611,7 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
         ],
     }
     if method != "GET" and kind is not Fields:
-        schema = fields_schema(kind, dialect)
+        schema = fields_schema(kind)
         if method == "PATCH":
             schema |= {"minProperties": 1, "additionalProperties": False}
         if method in {"PATCH", "DELETE"}:  # where null is refused, see `parse`
@@ -4630,16 +4626,14 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
     return operation
 
 
-def parameters_json(
-    kind: type[Fields], method: str, path: str, dialect: str
-) -> list[Body]:
+def parameters_json(kind: type[Fields], method: str, path: str) -> list[Body]:
     """The parameters of an operation in its path, query and headers."""
     found: list[Body] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", path)
     ]
     if method in {"GET", "DELETE"}:
-        properties = fields_schema(kind, dialect)["properties"]
+        properties = fields_schema(kind)["properties"]
         found += [
             {"name": name, "in": "query", "schema": schema["anyOf"][0]}
             for name, schema in properties.items()
@@ -4653,14 +4647,14 @@ def parameters_json(
     return found
 
 
-def fields_schema(kind: type[Fields], dialect: str) -> Body:
-    """The JSON Schema of declared fields; in /api/v1, numbers may come as strings."""
+def fields_schema(kind: type[Fields]) -> Body:
+    """The JSON Schema of declared fields."""
     schema: Body = msgspec.json.schema_components([kind])[1][kind.__name__]
     del schema["description"]
     for name, declared in schema["properties"].items():
         types = declared.get("anyOf") or [declared]
         kinds = [each.get("type") for each in types]
-        if dialect == "v1" and "integer" in kinds and "string" not in kinds:
+        if kind.numbers_as_text and "integer" in kinds and "string" not in kinds:
             types = [*types, {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}]
         schema["properties"][name] = {"anyOf": types}
     if kind.one_of:
@@ -4674,11 +4668,13 @@ def fields_schema(kind: type[Fields], dialect: str) -> Body:
 
 def shape_schema(shape: str) -> Body:
     """The JSON Schema of `id, name, position?`."""
-    required, properties = [], {}
+    required = []
+    properties = {}
     for name, optional in re.findall(r"(\w+)(\??)", shape):
         types = [types for types, names in TYPES.items() if name in names.split()]
         properties[name] = {"type": (types or ["string"])[0].split()}
-        required += [] if optional else [name]
+        if not optional:
+            required.append(name)
     return {
         "type": "object",
         "properties": properties,
@@ -5162,7 +5158,7 @@ class Attempt(NamedTuple):
 
     buyer: int
     event_id: str
-    told: bool  # whether it was confirmed
+    confirmed: bool
     read_version: int
     seats_left: int  # when it was read
     read_at: float
@@ -5278,7 +5274,7 @@ def run_race(sizes: RaceSizes, case: Case) -> Round:
         history, took_s = _run_buyers(plans)
         documents = store.load().database.events()
     kept = {key for document in documents for key in document.reservations}
-    waits = sorted(attempt.took_s for attempt in history if attempt.told)
+    waits = sorted(attempt.took_s for attempt in history if attempt.confirmed)
     p95_s = waits[int(len(waits) * 0.95) - 1] if waits else 0
     result = Result(
         strategy=strategy,
@@ -5366,7 +5362,7 @@ def estimated_s(sizes: RaceSizes, cases: Iterable[Case]) -> float:
 def lost_update_example(history: list[Attempt], kept: set[str]) -> list[str]:
     """The shortest interleaving that lost a sale: two buyers read the same version."""
     told = sorted(
-        (attempt for attempt in history if attempt.told),
+        (attempt for attempt in history if attempt.confirmed),
         key=lambda each: (each.event_id, each.read_version, each.done_at),
     )
     for lost, later in itertools.pairwise(told):
@@ -5678,7 +5674,8 @@ class Connection(waitress.channel.HTTPChannel):
 
     def handle_write(self) -> None:
         """Send as much as the client takes."""
-        unsent, now = self.total_outbufs_len, time.monotonic()
+        unsent = self.total_outbufs_len
+        now = time.monotonic()
         super().handle_write()
         if self.total_outbufs_len < unsent:
             self.progress_at = now
@@ -5794,7 +5791,7 @@ class Server:
         self.limit = raise_connection_limit()
         self._is_woken = False
         self._next_sweep = 0.0
-        bound_arenas()
+        limit_arenas()
         self.workers = Workers()
         logging.getLogger("waitress").setLevel(logging.ERROR)
         adjustments = waitress.adjustments.Adjustments(
@@ -5896,7 +5893,7 @@ def raise_connection_limit() -> int:
     return max(10, min(MAX_CONNECTIONS, soft - OTHER_DESCRIPTORS))
 
 
-def bound_arenas() -> None:
+def limit_arenas() -> None:
     """Let all threads share a few of glibc's arenas, if this is glibc."""
     if platform.libc_ver()[0] == "glibc":
         m_arena_max = -8  # of malloc.h
@@ -6090,7 +6087,8 @@ def settings_from(context: click.Context, *, standalone: bool = False) -> Settin
     params = dict(context.params)
     secret = os.environb.get(b"JWT_SECRET", b"")
     check_jwt_secret(secret)
-    check_rate_limit("--rate-limit", params["rate_limit"] or "1 per day")
+    if params["rate_limit"]:
+        check_rate_limit("--rate-limit", params["rate_limit"])
     check_rate_limit("--login-limit", params["login_limit"])
     check_rate_storage(params["rate_storage"])
     return Settings(
@@ -6105,12 +6103,14 @@ def settings_from(context: click.Context, *, standalone: bool = False) -> Settin
 
 def check_jwt_secret(secret: bytes) -> None:
     """Refuse a secret that cannot sign tokens safely."""
-    if 0 < len(secret) < 32:
+    if not secret:
+        return
+    if len(secret) < 32:
         raise click.ClickException(
             "JWT_SECRET must have 32 bytes or more. Set a longer one, or unset it."
         )
     try:
-        jwt.encode({}, secret or b"any" * 11, "HS256")
+        jwt.encode({}, secret, "HS256")
     except jwt.InvalidKeyError as error:
         raise click.ClickException(
             "JWT_SECRET cannot be used; set 32 random bytes as text, or unset it: "
@@ -6408,7 +6408,6 @@ def command_option(name: str, help_text: str = "") -> Callable[[Any], Any]:
         f"--{name}",
         type=of_group.type,
         show_default=False,
-        allow_from_autoenv=False,  # the group's option has the variable
         help=f"{help_text} Also accepted before the command.",
         default=lambda: click.get_current_context().find_root().params[name],
     )
@@ -6495,7 +6494,8 @@ def audit_problems(document: Document) -> Iterator[str]:
 
 def cancel_problems(reservation: Reservation) -> Iterator[str]:
     """Yield a sentence for each wrong fact about a cancel."""
-    name, version = reservation.reservation_id, reservation.event_version_at_cancel
+    name = reservation.reservation_id
+    version = reservation.event_version_at_cancel
     if reservation.status != "cancelled":
         if reservation.cancelled_at is not None or version is not None:
             yield f"{name} is {reservation.status}, but has the time of a cancel"
@@ -6533,9 +6533,7 @@ def served_by_repair(before: Database, after: Database) -> Iterator[str]:
 @main.command()
 @command_option("db")
 @command_option("seats", "Seats of the fresh event.")
-@click.confirmation_option(
-    prompt="Set everything aside and seed a fresh event?", allow_from_autoenv=False
-)
+@click.confirmation_option(prompt="Set everything aside and seed a fresh event?")
 def reset(db: str, seats: int) -> None:
     """Seed a fresh event. The old content is kept in a file."""
     with exit_with_message(db):

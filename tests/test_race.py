@@ -517,7 +517,7 @@ def test_of_two_unchecked_sales_at_one_version_both_are_confirmed_and_one_is_los
 ):
     history, kept, store = collision
     event = store.load().database.document("event-0").event
-    assert [(a.told, a.read_version, a.seats_left) for a in history] == [
+    assert [(a.confirmed, a.read_version, a.seats_left) for a in history] == [
         (True, 0, SEATS)
     ] * 2
     assert len(kept) == 1

@@ -609,7 +609,7 @@ def test_the_bound_addresses_decide_whether_a_server_is_loopback_only(
 ARENAS = """
 import ctypes, threading
 import ticketboss
-ticketboss.bound_arenas()
+ticketboss.limit_arenas()
 gate = threading.Barrier(33)
 def work():
     gate.wait()
