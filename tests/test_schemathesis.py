@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import conftest
-import pytest
 from conftest import HERE, PROGRAM
 
 ADMIN = {  # logs in as in the examples of the description
@@ -69,6 +68,11 @@ class Failure(NamedTuple):
 
     check: str
     answer: str  # method, path, status and body
+
+    @property
+    def path(self) -> str:
+        """Where it was asked."""
+        return self.answer.split()[1]
 
     @property
     def is_listed(self) -> bool:
@@ -148,46 +152,47 @@ def test_schemathesis_finds_nothing_that_is_not_listed(serve, tmp_path, pick, sa
     assert server.ask("GET", "/_health")[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("path", "right", "wrong", "check"),
-    [
-        (
-            "/event",
-            '"Event": "eventId, name, totalSeats, availableSeats, reservationCount, ',
-            '"Event": "eventId, name, totalSeats, reservationCount, ',
-            "response_schema_conformance",
-        ),
-        (
-            "/reservations",
-            "Reserve seats: 201 {",
-            "Reserve seats: 200 {",
-            "status_code_conformance",
-        ),
-        (
-            "/login",
-            "Log in: 200 {token, accessToken, tokenType, expiresIn}",
-            "Log in: 200 {token, accessToken, tokenType, lifetime}",
-            "response_schema_conformance",
-        ),
-        (
-            "/report",
-            "of all events: 200 {events, totals} or",
-            "of all events: 200",
-            "content_type_conformance",
-        ),
-    ],
-)
-def test_a_wrong_declaration_is_found(
-    serve, tmp_path, monkeypatch, path, right, wrong, check
-):
-    program = tmp_path / "wrong.py"
-    text = PROGRAM.read_text()
-    assert text.count(right) == 1
-    program.write_text(text.replace(right, wrong))
+WRONG = [  # (path, what is declared, what is declared instead, the check that fails)
+    (
+        "/event",
+        '"Event": "eventId, name, totalSeats, availableSeats, reservationCount, ',
+        '"Event": "eventId, name, totalSeats, reservationCount, ',
+        "response_schema_conformance",
+    ),
+    (
+        "/reservations",
+        "Reserve seats: 201 {",
+        "Reserve seats: 200 {",
+        "status_code_conformance",
+    ),
+    (
+        "/login",
+        "Log in: 200 {token, accessToken, tokenType, expiresIn}",
+        "Log in: 200 {token, accessToken, tokenType, lifetime}",
+        "response_schema_conformance",
+    ),
+    (
+        "/report",
+        "of all events: 200 {events, totals} or",
+        "of all events: 200",
+        "content_type_conformance",
+    ),
+]
+
+
+def test_each_wrong_declaration_is_found(serve, tmp_path, monkeypatch):
+    """All of them are in one program, each of another path."""
+    program, text, paths = tmp_path / "wrong.py", PROGRAM.read_text(), []
+    for path, right, wrong, _ in WRONG:
+        assert text.count(right) == 1
+        text = text.replace(right, wrong)
+        paths += ["--include-path", path]
+    program.write_text(text)
     monkeypatch.setattr(conftest, "PROGRAM", program)
     server = serve()
     server.ask("POST", "/api/v1/auth/register", ADMIN)
     report = tmp_path / "report.ndjson"
-    run(server.url, report, 2, "--seed", "1", "--include-path", path, *WITHOUT_EDGES)
+    run(server.url, report, 2, "--seed", "1", *paths, *WITHOUT_EDGES)
     _, failures, _ = findings(report)
-    assert {failure.check for failure in failures if not failure.is_listed} == {check}
+    found = {(f.path, f.check) for f in failures if not f.is_listed}
+    assert found == {(path, check) for path, _, _, check in WRONG}
