@@ -143,7 +143,7 @@ def test_under_another_server_a_port_that_a_cluster_set_is_ignored(db, monkeypat
 
 @pytest.mark.parametrize("value", ["http", "70000", "tcp"])
 def test_any_other_unusable_port_stops_the_start(db, value):
-    code, out, err = ended_in_here(db.parent, TICKETBOSS_PORT=value)
+    code, out, err = ended(db.parent, TICKETBOSS_PORT=value)
     assert (code, out) == (2, "")
     one_line(err, "--port", value)
     assert os.listdir(db.parent) == []
