@@ -272,7 +272,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     server.stop(signal.SIGKILL)
 
 
-def test_a_connection_is_kept_after_an_answer_without_a_body(server):
+def test_a_connection_is_kept_after_an_answer_without_a_body(launch):
+    server = launch("--port", "0", "--quiet")
     connection = http.client.HTTPConnection(*server.address, timeout=30)
     with closing(connection):
         connection.request("GET", "/event")
@@ -295,7 +296,7 @@ def test_a_connection_is_kept_after_an_answer_without_a_body(server):
             assert (same.status, same.read()) == (304, b"")
             assert same.headers.get("Connection", "").lower() != "close"
         assert connection.sock is first
-        assert re.fullmatch(r'"\d+"', etag)
+        assert etag == '"0"'
 
 
 @pytest.mark.parametrize(
