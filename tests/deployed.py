@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +83,15 @@ def ended(
         process.kill()
         process.communicate()
     return process.returncode, out, err
+
+
+def ended_in_here(
+    folder: Path, *arguments: str, stdin: str = "", **env: str
+) -> tuple[int, str, str]:
+    """As `ended`, for what a process of its own is not needed for."""
+    with chdir(folder):
+        ended = CliRunner().invoke(ticketboss.main, arguments, input=stdin, env=env)
+    return ended.exit_code, ended.stdout, ended.stderr
 
 
 class Launched(Server):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import click
 import jwt
 import pytest
-from deployed import ORDER, Launched, Wire, ended, held, one_line
+from deployed import ORDER, Launched, Wire, ended, ended_in_here, held, one_line
 from keepalive import Client
 
 import ticketboss
@@ -91,9 +91,9 @@ def test_only_the_listed_options_have_a_variable():
 
 @pytest.mark.parametrize("name", ["TICKETBOSS_YES", "TICKETBOSS_RESET_YES", "YES"])
 def test_no_variable_confirms_a_reset(db, name):
-    assert ended(db.parent, "reset", "--yes", "--seats", "7")[0] == 0
+    assert ended_in_here(db.parent, "reset", "--yes", "--seats", "7")[0] == 0
     before = db.read_bytes()
-    code, _, _ = ended(db.parent, "reset", "--seats", "9", **{name: "1"})
+    code, _, _ = ended_in_here(db.parent, "reset", "--seats", "9", **{name: "1"})
     assert code == 1
     assert db.read_bytes() == before
     assert sorted(os.listdir(db.parent)) == [".db.json.lock", "db.json"]
@@ -119,14 +119,14 @@ def test_a_port_that_a_cluster_set_is_ignored_with_one_line(launch):
 
 def test_without_a_port_the_server_takes_the_default(db):
     # No server is started: the default port may be in use. The option has it.
-    code, out, _ = ended(db.parent, "--help", TICKETBOSS_PORT=CLUSTER)
+    code, out, _ = ended_in_here(db.parent, "--help", TICKETBOSS_PORT=CLUSTER)
     assert code == 0
     assert re.search(r"--port\b.*\b3000\b", re.sub(r"\s+", " ", out))
 
 
 def test_a_command_ignores_a_port_that_a_cluster_set(db):
-    assert ended(db.parent, "reset", "--yes")[0] == 0
-    code, out, err = ended(db.parent, "audit", TICKETBOSS_PORT=CLUSTER)
+    assert ended_in_here(db.parent, "reset", "--yes")[0] == 0
+    code, out, err = ended_in_here(db.parent, "audit", TICKETBOSS_PORT=CLUSTER)
     assert code == 0
     assert "500 available" in out
     assert "Traceback" not in err
@@ -263,13 +263,17 @@ def test_under_nohup_a_closed_terminal_ends_nothing(launch):
 # --- Kept connections --------------------------------------------------------
 
 
-@pytest.fixture
-def server(launch: Callable[..., Launched]) -> Launched:
-    """A server with the default settings."""
-    return launch("--port", "0", "--quiet")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    """A server with the default settings, for tests that need no event of their own."""
+    folder = tmp_path_factory.mktemp("kept")
+    server = Launched(folder / "db.json", "--port", "0", "--quiet")
+    yield server
+    server.stop(signal.SIGKILL)
 
 
-def test_a_connection_is_kept_after_an_answer_without_a_body(server):
+def test_a_connection_is_kept_after_an_answer_without_a_body(launch):
+    server = launch("--port", "0", "--quiet")
     connection = http.client.HTTPConnection(*server.address, timeout=30)
     with closing(connection):
         connection.request("GET", "/event")

@@ -14,7 +14,8 @@ import select
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +77,29 @@ hashlib.scrypt = cheap
 
 
 @pytest.fixture
-def guess(db: Path) -> Iterator[Guesser]:
+def guesser(db: Path) -> Iterator[Callable[[str], Guesser]]:
+    """guesser(limit): a client of a server with this limit."""
+    with ExitStack() as running:
+
+        def guesser(limit: str) -> Guesser:
+            options = ["--db", str(db), "--port", "0", "--quiet"]
+            server = Launched(db, *options, "--login-limit", limit, first=CHEAP_SCRYPT)
+            running.callback(server.stop)
+            return Guesser(server)
+
+        yield guesser
+
+
+@pytest.fixture
+def guess(guesser: Callable[[str], Guesser]) -> Guesser:
     """guess(name, password, address, way): a login where three may fail."""
-    options = ["--db", str(db), "--port", "0", "--quiet"]
-    limit = ["--login-limit", "3 per minute"]
-    server = Launched(db, *options, *limit, first=CHEAP_SCRYPT)
-    try:
-        yield Guesser(server)
-    finally:
-        server.stop()
+    return guesser("3 per minute")
 
 
-def test_a_class_behind_one_address_registers_and_logs_in_all_at_once(serve, saved):
-    server, told = serve(), []
+def test_a_class_behind_one_address_registers_and_logs_in_all_at_once(
+    serve, saved, pick
+):
+    server, told, students = serve(), [], pick(12, 30, 30)  # ten logins may fail
 
     def register(number: int) -> None:
         told.append(server.ask("POST", "/api/v1/auth/register", member(number))[0])
@@ -97,14 +108,14 @@ def test_a_class_behind_one_address_registers_and_logs_in_all_at_once(serve, sav
         body = {"email": member(number)["email"], "password": PASSWORD}
         told.append(server.ask("POST", WAYS[number % 2], body)[0])
 
-    with Crowd(30, register):
+    with Crowd(students, register):
         pass
-    assert told == [201] * 30
-    assert len(saved()["accounts"]["members"]) == 30
+    assert told == [201] * students
+    assert len(saved()["accounts"]["members"]) == students
     told.clear()
-    with Crowd(30, log_in):
+    with Crowd(students, log_in):
         pass
-    assert told == [200] * 30
+    assert told == [200] * students
 
 
 def test_guesses_at_an_account_from_one_address_are_stopped(guess):
@@ -145,8 +156,8 @@ def test_a_good_login_clears_no_earlier_failure(guess):
     assert told == [401, 401, 200, 401, 429]
 
 
-def test_guesses_at_many_accounts_from_one_address_are_stopped(serve):
-    guess = Guesser(serve("--login-limit", "1 per minute"))
+def test_guesses_at_many_accounts_from_one_address_are_stopped(guesser):
+    guess = guesser("1 per minute")
     told = [guess(f"nobody{number}") for number in range(11)]
     assert told == [401] * 10 + [429]
     assert guess("nobody", address="127.0.0.2") == 401

@@ -684,7 +684,7 @@ def test_all_dialects_together_do_what_a_simple_model_does(
         run_state_machine_as_test(
             seed(number)(dialects),
             settings=settings(
-                max_examples=pick(25, 150, 2_000),
+                max_examples=pick(12, 150, 2_000),
                 stateful_step_count=pick(30, 40, 50),
                 database=None,
                 deadline=None,

@@ -207,7 +207,8 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
 
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if steps_of(name)])
-def test_every_command_of_a_section_does_what_readme_shows(terminals, section):
+def test_every_command_of_a_section_does_what_readme_shows(terminals, section, pick):
+    few = pick(" --clients 4", "", "")
     for command, shown in steps_of(section):
         if command == RUN_TESTS:
             continue  # these are the tests
@@ -216,7 +217,7 @@ def test_every_command_of_a_section_does_what_readme_shows(terminals, section):
             terminals.serve(command)
             continue
         is_race = " race" in command
-        short = f"{command} --requests 20 --seats 10" if is_race else command
+        short = f"{command} --requests 20 --seats 10{few}" if is_race else command
         printed = terminals.run(short)
         if shown is not None:
             assert (command, printed) == (command, RANDOM_IDS.sub("<id>", shown))

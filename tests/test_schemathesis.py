@@ -2,7 +2,7 @@
 
 All standard checks, in all phases, on a real server: examples, the edges of each
 schema, random requests that fit and that do not, and chains of requests. The edges that
-fit are left to the longer runs.
+fit are left to the longer runs, and so are those of most paths.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import conftest
-import pytest
 from conftest import HERE, PROGRAM
 
 ADMIN = {  # logs in as in the examples of the description
@@ -62,6 +61,7 @@ LISTED = {  # failures that are none, each by its check and its answer: why
 # takes schemathesis most of a minute, for the patterns of the texts in it.
 WITHOUT_EDGES = ("--phases", "examples,fuzzing,stateful")
 EDGES_THAT_DO_NOT_FIT = ("--phases", "coverage", "--mode", "negative")
+OF_A_FEW_PATHS = ("--include-path-regex", "^/(reservations|book|login|api/v1/booking)$")
 
 
 class Failure(NamedTuple):
@@ -69,6 +69,11 @@ class Failure(NamedTuple):
 
     check: str
     answer: str  # method, path, status and body
+
+    @property
+    def path(self) -> str:
+        """Where it was asked."""
+        return self.answer.split()[1]
 
     @property
     def is_listed(self) -> bool:
@@ -129,8 +134,9 @@ def findings(report: Any) -> tuple[int, list[Failure], list[str]]:
 def test_schemathesis_finds_nothing_that_is_not_listed(serve, tmp_path, pick, say):
     server = serve("--login-limit", "1000000 per minute")
     server.ask("POST", "/api/v1/auth/register", ADMIN)
-    examples, least = pick((2, 500), (20, 2000), (270, 20_000))
-    parts = pick([WITHOUT_EDGES, EDGES_THAT_DO_NOT_FIT], [()], [()])
+    examples, least = pick((1, 300), (20, 2000), (270, 20_000))
+    small = [WITHOUT_EDGES, EDGES_THAT_DO_NOT_FIT + OF_A_FEW_PATHS]
+    parts = pick(small, [()], [()])
     report, asked = tmp_path / "report.ndjson", 0
     for seed in range(1, 9):  # how many requests one run makes depends on chance
         for part in parts:
@@ -148,46 +154,47 @@ def test_schemathesis_finds_nothing_that_is_not_listed(serve, tmp_path, pick, sa
     assert server.ask("GET", "/_health")[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("path", "right", "wrong", "check"),
-    [
-        (
-            "/event",
-            '"Event": "eventId, name, totalSeats, availableSeats, reservationCount, ',
-            '"Event": "eventId, name, totalSeats, reservationCount, ',
-            "response_schema_conformance",
-        ),
-        (
-            "/reservations",
-            "Reserve seats: 201 {",
-            "Reserve seats: 200 {",
-            "status_code_conformance",
-        ),
-        (
-            "/login",
-            "Log in: 200 {token, accessToken, tokenType, expiresIn}",
-            "Log in: 200 {token, accessToken, tokenType, lifetime}",
-            "response_schema_conformance",
-        ),
-        (
-            "/report",
-            "of all events: 200 {events, totals} or",
-            "of all events: 200",
-            "content_type_conformance",
-        ),
-    ],
-)
-def test_a_wrong_declaration_is_found(
-    serve, tmp_path, monkeypatch, path, right, wrong, check
-):
-    program = tmp_path / "wrong.py"
-    text = PROGRAM.read_text()
-    assert text.count(right) == 1
-    program.write_text(text.replace(right, wrong))
+WRONG = [  # (path, what is declared, what is declared instead, the check that fails)
+    (
+        "/event",
+        '"Event": "eventId, name, totalSeats, availableSeats, reservationCount, ',
+        '"Event": "eventId, name, totalSeats, reservationCount, ',
+        "response_schema_conformance",
+    ),
+    (
+        "/reservations",
+        "Reserve seats: 201 {",
+        "Reserve seats: 200 {",
+        "status_code_conformance",
+    ),
+    (
+        "/login",
+        "Log in: 200 {token, accessToken, tokenType, expiresIn}",
+        "Log in: 200 {token, accessToken, tokenType, lifetime}",
+        "response_schema_conformance",
+    ),
+    (
+        "/report",
+        "of all events: 200 {events, totals} or",
+        "of all events: 200",
+        "content_type_conformance",
+    ),
+]
+
+
+def test_each_wrong_declaration_is_found(serve, tmp_path, monkeypatch):
+    """All of them are in one program, each of another path."""
+    program, text, paths = tmp_path / "wrong.py", PROGRAM.read_text(), []
+    for path, right, wrong, _ in WRONG:
+        assert text.count(right) == 1
+        text = text.replace(right, wrong)
+        paths += ["--include-path", path]
+    program.write_text(text)
     monkeypatch.setattr(conftest, "PROGRAM", program)
     server = serve()
     server.ask("POST", "/api/v1/auth/register", ADMIN)
     report = tmp_path / "report.ndjson"
-    run(server.url, report, 2, "--seed", "1", "--include-path", path, *WITHOUT_EDGES)
+    run(server.url, report, 2, "--seed", "1", *paths, *WITHOUT_EDGES)
     _, failures, _ = findings(report)
-    assert {failure.check for failure in failures if not failure.is_listed} == {check}
+    found = {(f.path, f.check) for f in failures if not f.is_listed}
+    assert found == {(path, check) for path, _, _, check in WRONG}

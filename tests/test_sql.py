@@ -20,6 +20,7 @@ from pathlib import Path
 import postgres
 import pytest
 from conftest import HERE, PROGRAM, SQLPlace, require_tool, wait_until
+from deployed import ended_in_here
 from keepalive import Crowd
 from postgres import psycopg
 
@@ -726,9 +727,10 @@ def test_no_text_shows_the_password(guarded):
         "postgresql://u:12/same@host/x",
     ],
 )
-def test_a_url_that_cannot_be_read_is_refused_without_its_password(url):
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(url, tmp_path):
     postgres.require()
-    status, said = run("--db", url, "audit")
+    status, out, err = ended_in_here(tmp_path, "--db", url, "audit")
+    said = out + err
     assert status == 1
     assert "This URL cannot be read" in said
     assert "same" not in said
