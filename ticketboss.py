@@ -980,6 +980,20 @@ class StoredDatabase(StoredEvent, frozen=True):
         return database
 
 
+def build_decoders(base: type[Struct]) -> None:
+    """Have msgspec build what decodes the subclasses of `base`, in one thread.
+
+    Left alone, it does so when a type is first decoded, and two threads that do it at
+    the same moment crash the process (seen with msgspec 0.22).
+    """
+    for kind in base.__subclasses__():
+        msgspec.json.Decoder(kind)
+        build_decoders(kind)
+
+
+build_decoders(Value)
+
+
 class Report(Struct, frozen=True, rename="camel"):
     """The sales of one event."""
 
@@ -4487,6 +4501,9 @@ def show_booking_status(event_id: str) -> Response:
             "waitlistedCount": len(document.waiting),
         },
     )
+
+
+build_decoders(Fields)
 
 
 # === 13. Description =========================================================

@@ -416,3 +416,46 @@ def test_a_password_is_stored_as_a_hash_that_is_expensive_to_guess(client, saved
     assert all(map(int.__ge__, map(int, cost), (2**15, 8, 1)))
     assert len(salt) >= 16
     assert len(digest) == 128
+
+
+FIRST_USES = """
+import contextlib, sys, threading
+import msgspec, ticketboss
+from werkzeug.exceptions import HTTPException
+
+sys.setswitchinterval(1e-6)
+
+def subclasses(base):
+    for kind in base.__subclasses__():
+        yield kind
+        yield from subclasses(kind)
+
+def decode_each_field(kind, start):
+    start.wait()
+    for name in reversed(kind.__struct_encode_fields__):
+        with contextlib.suppress(msgspec.ValidationError, HTTPException):
+            msgspec.json.decode('{"%s": 1}' % name, type=kind)
+
+for base in ticketboss.Value, ticketboss.Fields:
+    for kind in subclasses(base):
+        start = threading.Barrier(8)
+        threads = [
+            threading.Thread(target=decode_each_field, args=[kind, start])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+"""
+
+
+def test_threads_that_decode_a_type_for_the_first_time_do_not_crash_the_process():
+    for _ in range(3):
+        ended = subprocess.run(
+            [sys.executable, "-c", FIRST_USES],
+            cwd=Path(ticketboss.__file__).parent,
+            capture_output=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (0, b"")
