@@ -36,12 +36,16 @@ import ticketboss  # noqa: E402
 SEEDED = "node-meetup-2025"
 
 
-def wait_until(holds: Callable[[], object], patience_s: float = 30) -> None:
-    """Wait for a condition of other threads or processes, which no event announces."""
+def wait_until(holds: Callable[[], Any], patience_s: float = 30) -> Any:
+    """Wait for a condition of other threads or processes, which no event announces.
+
+    Returns what it came to.
+    """
     deadline = time.monotonic() + patience_s
-    while not holds():
+    while not (found := holds()):
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.002)
+    return found
 
 
 INSIST = "TICKETBOSS_TESTS_INSIST"  # set by .ci/run: a test that is skipped fails

@@ -238,7 +238,7 @@ def test_three_nodes_under_patroni_whose_leader_is_killed_lose_nothing(
         try:
             for _ in range(kills):
                 sales.under_load(500)
-                leader = managed.leader()
+                leader = wait_until(managed.leader, 120)  # a busy one may step down
                 leader.kill()
                 sales.under_load(500)  # so another one leads
                 leader.start()
