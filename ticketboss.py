@@ -980,20 +980,6 @@ class StoredDatabase(StoredEvent, frozen=True):
         return database
 
 
-def build_decoders(base: type[Struct]) -> None:
-    """Have msgspec build what decodes the subclasses of `base`, in one thread.
-
-    Left alone, it does so when a type is first decoded, and two threads that do it at
-    the same moment crash the process (seen with msgspec 0.22).
-    """
-    for kind in base.__subclasses__():
-        msgspec.json.Decoder(kind)
-        build_decoders(kind)
-
-
-build_decoders(Value)
-
-
 class Report(Struct, frozen=True, rename="camel"):
     """The sales of one event."""
 
@@ -1640,6 +1626,20 @@ def _decode_record(place: str, text: bytes | str, kind: type[T]) -> T:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise msgspec.DecodeError(f"{error}, of {place:.99}") from None
+
+
+def build_decoders(base: type[Struct]) -> None:
+    """Have msgspec build what decodes the subclasses of `base`, in one thread.
+
+    Left alone, it does so when a type is first decoded, and two threads that do it at
+    the same moment crash the process (seen with msgspec 0.22).
+    """
+    for kind in base.__subclasses__():
+        msgspec.json.Decoder(kind)
+        build_decoders(kind)
+
+
+build_decoders(Value)
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -5521,8 +5521,8 @@ def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
 # and threads make the answers. No thread ever waits for a client, and no client delays
 # another. Knows nothing of seats.
 
-READ_THREADS: Final = 8  # not for changes, which may all wait for the lock
-CHANGE_THREADS: Final = 56
+READ_THREADS: Final = 16  # not for changes, which may all wait for the lock
+CHANGE_THREADS: Final = 48
 MAX_CONNECTIONS: Final = 900
 OTHER_DESCRIPTORS: Final = 100  # for files, and for the libraries
 UNREAD_S: Final = 10  # how long an answer may wait for its reader, without progress
