@@ -248,7 +248,7 @@ def assert_option_is_refused(option: str, value: str) -> None:
     """
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ended = CliRunner().invoke(ticketboss.main, ["--port", port, option, value])
-    assert ended.exit_code in {1, 2}
-    assert ended.stdout == ""
-    one_line(ended.stderr, option)
+        code, out, err = ended_in_here(Path.cwd(), "--port", port, option, value)
+    assert code in {1, 2}
+    assert out == ""
+    one_line(err, option)
