@@ -6356,7 +6356,7 @@ def serve(settings: Settings) -> None:
             f"Not all threads can be started: {error}. Raise the limit of processes or "
             "of memory (ulimit -u, ulimit -v)."
         ) from None
-    signals = heard_signals()
+    signals = heard_signals(server.wake)
     with suppress(OSError):  # the terminal may be closed, or a disk full
         print_banner(app, urls_of(settings.host, sockets))
     while not signals:
@@ -6372,7 +6372,7 @@ def serve(settings: Settings) -> None:
             )
 
 
-def heard_signals() -> list[int]:
+def heard_signals(wake: Callable[[], None]) -> list[int]:
     """The list of stop signals received; a second one ends the process at once."""
     signals: list[int] = []
     heard = [signal.SIGTERM, signal.SIGINT]
@@ -6387,6 +6387,7 @@ def heard_signals() -> list[int]:
             signal.signal(one, signal.SIG_DFL)
         if hangup in heard:  # a closed terminal sends it twice
             signal.signal(hangup, signal.SIG_IGN)
+        wake()  # after a signal Python goes on waiting for clients
 
     for number in heard:
         signal.signal(number, stop)
