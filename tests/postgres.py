@@ -88,6 +88,8 @@ class Postgres:
                 *("-D", str(self.data), "-k", str(self.folder)),
                 *("-c", "listen_addresses=", "-c", "max_connections=200"),
                 *("-c", "fsync=off"),  # no power is cut here
+                # In its folder, or a killed one would leave it in /dev/shm.
+                *("-c", "dynamic_shared_memory_type=mmap"),
                 *(part for option in self.options for part in ("-c", option)),
             ],
             user=OWNER,

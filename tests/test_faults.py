@@ -7,6 +7,7 @@ is the documented one, the file is what it was, and afterwards all goes on.
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import re
@@ -202,6 +203,8 @@ def test_a_server_without_free_descriptors_reports_it_and_recovers(make_app, db)
     before, (soft, hard) = db.read_bytes(), resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        stack.callback(gc.enable)
+        gc.disable()  # it may close files of earlier tests
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
         with pytest.raises(OSError, match="Too many open files"):
             while True:
