@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from werkzeug.routing import Rule
 
 HERE = Path(__file__).resolve().parent
-PROGRAM = HERE.parent / "ticketboss.py"
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
 import postgres  # noqa: E402 -- only now can they be found
+import programs  # noqa: E402
 from furnished import cheap_scrypt, house_of  # noqa: E402
+from programs import PROGRAM  # noqa: E402
 
 import ticketboss  # noqa: E402
 
@@ -80,6 +82,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+MEMORY = Path("/dev/shm")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a usual run fork the program, and keep its files in memory, if there is room.
+
+    A middling and a long run start the program, and write to the disk.
+    """
+    if is_usual(config) and sys.platform == "linux":
+        programs.forks = True
+        if "TMPDIR" not in os.environ and has_room(MEMORY):
+            os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+def is_usual(config: pytest.Config) -> bool:
+    """Whether neither a middling nor a long run was asked for."""
+    return not (config.getoption("--middling") or config.getoption("--long"))
+
+
+def has_room(folder: Path) -> bool:
+    """Whether a gigabyte of files fits in there."""
+    try:
+        return shutil.disk_usage(folder).free > 2**30 and os.access(folder, os.W_OK)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _routes_are_compiled_once() -> Iterator[None]:
+    """Compile each route once. werkzeug does so in every app, and tests make 1,700."""
+    compile_route = Rule._compile_builder
+    compiled: dict[tuple[object, ...], Callable[..., Any]] = {}
+
+    def compile_once(rule: Rule, append_unknown: bool = True) -> Callable[..., Any]:
+        key = rule.rule, str(rule.defaults), append_unknown
+        if key not in compiled:
+            compiled[key] = compile_route(rule, append_unknown)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rule, "_compile_builder", compile_once)
+        yield
+
+
 # The tests that hold for both stores: those of these files, but for a few.
 FOR_BOTH_STORES = {
     "test_accounts",
@@ -108,6 +154,18 @@ ABOUT_DB_JSON = {
 }
 
 
+# What takes long and seldom changes its mind; .ci/run asks for a middling run.
+NOT_USUAL = {
+    "test_a_crowd_of_logins_delays_neither_reads_nor_sales",
+    "test_a_harmless_change_is_reported_as_missed",
+    "test_a_test_that_fails_without_a_bug_catches_none",
+    "test_each_wrong_declaration_is_found",
+    "test_every_command_of_a_section_does_what_readme_shows[The lesson]",
+    "test_schemathesis_finds_nothing_that_is_not_listed",
+    "test_the_replaced_patterns_are_still_slow_in_the_libraries",
+}
+
+
 ONLY_LONG = {
     # With Patroni and etcd, which nothing else needs; 15 seconds for each kill.
     "test_three_nodes_under_patroni_whose_leader_is_killed_lose_nothing",
@@ -123,6 +181,8 @@ def pytest_collection_modifyitems(
 
     def is_left_out(item: pytest.Function) -> bool:
         if item.originalname in ONLY_LONG and not is_long:
+            return True
+        if item.name in NOT_USUAL and is_usual(config):
             return True
         is_for_both = item.path.stem in FOR_BOTH_STORES
         return is_sql and (not is_for_both or item.originalname in ABOUT_DB_JSON)
@@ -297,13 +357,8 @@ class Server:
     def __init__(self, db: Path, *options: str, **env: str) -> None:
         self.db = db
         file = [] if "--unchecked" in options else ["--db", str(db)]
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), *file, "--port", "0", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
-            cwd=db.parent,
+        self.process = programs.start(
+            db.parent, *file, "--port", "0", *options, program=PROGRAM, **env
         )
         self._read_banner()
 

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import programs
 from click.testing import CliRunner
-from conftest import PROGRAM, SEEDED, Server
+from conftest import SEEDED, Server
 
 import ticketboss
 
 ORDER = {"partnerId": "abc-corp", "seats": 1}
 PATIENCE_S = 30  # before a silent server counts as hanging
-DRIVER = """
-import os, sys
-exec(os.environ.pop("FIRST"))
-import ticketboss
-sys.argv = [os.environ.pop("PROGRAM"), *sys.argv[1:]]
-ticketboss.main()
-"""
 # Both of a program's clocks run ahead by as many seconds as a file has bytes.
 CLOCK = """
 import os, time
@@ -50,39 +41,12 @@ os.replace, os.rename = refused(os.replace), refused(os.rename)
 """
 
 
-def started(
-    folder: Path, *arguments: str, first: str = "", **env: str
-) -> subprocess.Popen[str]:
-    """The program as a process in that folder; `first` is Python that runs before."""
-    paths = [str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")]
-    added = {
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "FIRST": first,
-        "PROGRAM": str(PROGRAM),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env={**os.environ, **added, **env},
-    )
-
-
 def ended(
     folder: Path, *arguments: str, first: str = "", stdin: str = "", **env: str
 ) -> tuple[int, str, str]:
     """The exit status of a command, and what it printed."""
-    process = started(folder, *arguments, first=first, **env)
-    try:
-        out, err = process.communicate(stdin, timeout=PATIENCE_S)
-    finally:
-        process.kill()
-        process.communicate()
-    return process.returncode, out, err
+    done = programs.run(folder, *arguments, first=first, stdin=stdin, **env)
+    return done.returncode, done.stdout, done.stderr
 
 
 def ended_in_here(
@@ -99,7 +63,7 @@ class Launched(Server):
 
     def __init__(self, db: Path, *arguments: str, first: str = "", **env: str) -> None:
         self.db = db
-        self.process = started(db.parent, *arguments, first=first, **env)
+        self.process = programs.start(db.parent, *arguments, first=first, **env)
         self._read_banner()
 
     @property

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import click
+import programs
 import pytest
 from click.core import ParameterSource
 from click.testing import CliRunner
@@ -136,21 +137,12 @@ def spawn(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def spawn(
         *arguments: str, limit: int | None = None, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        def few_bytes() -> None:
-            if limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-        return subprocess.run(
-            [sys.executable, str(PROGRAM), *arguments],
-            cwd=tmp_path,
-            timeout=30,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            env=os.environ | env,
-            preexec_fn=few_bytes,
-        )
+        few_bytes = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+        first = few_bytes if limit else ""
+        return programs.run(tmp_path, *arguments, first=first, **env)
 
     return spawn
 

@@ -24,6 +24,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import programs
 import pytest
 from click.testing import CliRunner
 from conftest import PROGRAM
@@ -65,16 +66,8 @@ def run(folder: Path, *arguments: str, said: str = "", **env: str) -> Ended:
     here.mkdir()
     temporary.mkdir()
     (here / "db.json").write_bytes(DB)
-    ended = subprocess.run(
-        [sys.executable, str(PROGRAM), "race", *arguments],
-        cwd=here,
-        input=said,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"TMPDIR": str(temporary)} | env,
-    )
+    env = {"TMPDIR": str(temporary)} | env
+    ended = programs.run(here, "race", *arguments, stdin=said, **env)
     return Ended(
         ended.returncode,
         ended.stdout,

@@ -16,6 +16,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+from conftest import wait_until
 from keepalive import GONE, Answer, Client, Crowd
 
 ONE = {"partnerId": "abc-corp", "seats": 1}
@@ -77,6 +78,12 @@ def test_no_client_of_two_servers_is_starved(serve, saved, request):
     assert (event["availableSeats"], event["version"]) == (500, 2 * sum(turns))
 
 
+def is_stopped(server) -> bool:
+    """Whether a SIGSTOP has reached all its threads."""
+    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return all(") T " in (thread / "stat").read_text() for thread in threads)
+
+
 class Fleet:
     """Two servers on one file, that are killed and started again."""
 
@@ -95,8 +102,7 @@ class Fleet:
             self.under_load(1)
             for server in self.servers:
                 server.process.send_signal(signal.SIGSTOP)
-            for server in self.servers:
-                os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)
+            wait_until(lambda: all(map(is_stopped, self.servers)))
             if len(os.listdir(self.folder)) != 2:  # not just the file and its lock
                 return
             for server in self.servers:

@@ -12,14 +12,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import uuid
 from pathlib import Path
 
 import postgres
+import programs
 import pytest
-from conftest import HERE, PROGRAM, SQLPlace, require_tool, wait_until
+from conftest import HERE, SQLPlace, require_tool, wait_until
 from deployed import ended_in_here
 from keepalive import Crowd
 from postgres import psycopg
@@ -681,14 +681,7 @@ def test_servers_behind_a_pooler_in_transaction_mode_sell_as_others_do(own, pool
 
 def run(*arguments, **env):
     """Run the program; its exit status, and all its output."""
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, **env},
-    )
+    done = programs.run(Path.cwd(), *arguments, **env)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -860,13 +853,11 @@ def test_a_copy_of_nothing_leaves_nothing_behind(database, tmp_path):
 
 def test_a_copy_waits_for_a_running_write(database, store, tmp_path):
     with store.lock():
-        copying = subprocess.Popen(
-            [sys.executable, str(PROGRAM), "copy", database.url, f"{tmp_path}/db.json"],
-            stdout=subprocess.DEVNULL,
-        )
+        copying = programs.start(tmp_path, "copy", database.url, f"{tmp_path}/db.json")
         until_somebody_waits(database)
         assert sell(store, "ann")
-    assert copying.wait(60) == 0
+    copying.communicate(timeout=60)
+    assert copying.returncode == 0
     assert sold(t.open_store(f"{tmp_path}/db.json")) == ["ann"]
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import programs
 import pytest
 from conftest import PROGRAM, wait_until
 from deployed import (
@@ -35,7 +36,6 @@ from deployed import (
     ended_in_here,
     held,
     one_line,
-    started,
 )
 from keepalive import Client
 from test_readme import can_connect, free_ports
@@ -704,7 +704,7 @@ _multiprocessing.SemLock = NoSemaphores
 
 
 def test_a_race_states_its_duration_before_the_start(tmp_path):
-    process = started(tmp_path, *SMALL_RACE, "--think", "5")
+    process = programs.start(tmp_path, *SMALL_RACE, "--think", "5")
     try:
         assert process.stderr is not None
         assert re.search(r"about \d+ (seconds|minutes)", process.stderr.readline())
