@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Final
 
@@ -132,7 +132,7 @@ class Forked:
 
     def poll(self) -> int | None:
         """The exit status; None while it runs."""
-        if self.returncode is None and select.select([self._watcher], [], [], 0)[0]:
+        if self.returncode is None and wait([self._watcher], 0):
             self.returncode = int(self._status.readline())
             self._status.close()
             self._watcher.close()
@@ -141,7 +141,7 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """The exit status, once it has ended."""
         if self.returncode is None:
-            select.select([self._watcher], [], [], timeout)
+            wait([self._watcher], timeout)
             if self.poll() is None:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
         assert self.returncode is not None
@@ -167,11 +167,9 @@ class Forked:
         if self._printed is None:
             pipes = self.stdout, self.stderr
             printed: list[Future[str]] = [Future() for _ in pipes]
-            for pipe, text in zip(pipes, printed, strict=True):
-                threading.Thread(
-                    target=lambda pipe=pipe, text=text: text.set_result(pipe.read()),
-                    daemon=True,  # it waits for ever if a child has the pipe, too
-                ).start()
+            for arguments in zip(pipes, printed, strict=True):
+                # A daemon: it waits for ever if another process has the pipe, too.
+                threading.Thread(target=_read, args=arguments, daemon=True).start()
             with suppress(BrokenPipeError), self.stdin:  # it may end without reading
                 self.stdin.write(stdin)
             self.wait(timeout)
@@ -180,6 +178,13 @@ class Forked:
                 pipe.close()
             self._printed = out, err
         return self._printed
+
+
+def _read(pipe: IO[str], text: Future[str]) -> None:
+    try:
+        text.set_result(pipe.read())
+    except Exception as error:  # raised to who asked for the text
+        text.set_exception(error)
 
 
 forks = False  # whether `start` forks; conftest says so for the usual run
