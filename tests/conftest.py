@@ -154,7 +154,8 @@ ABOUT_DB_JSON = {
 }
 
 
-# What takes long and seldom changes its mind; .ci/run asks for a middling run.
+# What takes long and seldom changes its mind. It runs if it is named, or in a middling
+# run, for which .ci/run asks.
 NOT_USUAL = {
     "test_a_crowd_of_logins_delays_neither_reads_nor_sales",
     "test_a_harmless_change_is_reported_as_missed",
@@ -178,11 +179,12 @@ def pytest_collection_modifyitems(
     """Leave out what is not of this size, and what is not about this store."""
     is_long = config.getoption("--long")
     is_sql = config.getoption("--store") == "postgresql"
+    is_named = any("::" in argument for argument in config.args)
 
     def is_left_out(item: pytest.Function) -> bool:
         if item.originalname in ONLY_LONG and not is_long:
             return True
-        if item.name in NOT_USUAL and is_usual(config):
+        if item.name in NOT_USUAL and is_usual(config) and not is_named:
             return True
         is_for_both = item.path.stem in FOR_BOTH_STORES
         return is_sql and (not is_for_both or item.originalname in ABOUT_DB_JSON)
