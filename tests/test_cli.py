@@ -543,13 +543,16 @@ wasyncore.loop = once
 def test_a_signal_ends_a_server_that_waits_for_its_first_client(rigged):
     # Python goes on with such a wait after a signal; here it would last an hour.
     server = rigged("""
+import os, signal, threading
 from waitress import wasyncore
 
 def loop(wait=wasyncore.loop, **more):
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
     wait(**more | {"timeout": 3600})
 wasyncore.loop = loop
 """)
-    assert server.stop()[0] == 0
+    assert server.process.wait(20) == 0
+    assert server.stop()[2] == ""
 
 
 def test_a_shutdown_answers_requests_that_no_thread_has_begun(rigged, connect, saved):
