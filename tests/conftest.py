@@ -31,7 +31,6 @@ sys.path.insert(0, str(HERE))
 import postgres  # noqa: E402 -- only now can they be found
 import programs  # noqa: E402
 from furnished import cheap_scrypt, house_of  # noqa: E402
-from programs import PROGRAM  # noqa: E402
 
 import ticketboss  # noqa: E402
 
@@ -155,8 +154,8 @@ ABOUT_DB_JSON = {
 }
 
 
-# What takes long and seldom changes its mind. It runs if it is named, or in a middling
-# run, for which .ci/run asks.
+# What takes long and seldom fails. It runs if it is named, and in a middling run, which
+# .ci/run makes.
 NOT_USUAL = {
     "test_a_crowd_of_logins_delays_neither_reads_nor_sales",
     "test_a_harmless_change_is_reported_as_missed",
@@ -357,11 +356,11 @@ def saved(db: Path) -> Callable[[], dict[str, Any]]:
 class Server:
     """A real `python ticketboss.py` at a free port, and a small client of it."""
 
-    def __init__(self, db: Path, *options: str, **env: str) -> None:
+    def __init__(self, db: Path, *options: str, first: str = "", **env: str) -> None:
         self.db = db
         file = [] if "--unchecked" in options else ["--db", str(db)]
         self.process = programs.start(
-            db.parent, *file, "--port", "0", *options, program=PROGRAM, **env
+            db.parent, *file, "--port", "0", *options, first=first, **env
         )
         self._read_banner()
 
@@ -421,7 +420,10 @@ class Server:
 
 @pytest.fixture
 def serve(db: Path) -> Iterator[Callable[..., Server]]:
-    """serve(*options, db=None, **env): a running server, ended after the test."""
+    """serve(*options, db=None, first="", **env): a server, ended after the test.
+
+    `first` is Python that its process runs before ours.
+    """
     running: list[Server] = []
 
     def serve(*options: str, db: Path = db, **env: str) -> Server:

@@ -23,7 +23,7 @@ from typing import IO, Final
 
 HERE: Final = Path(__file__).resolve().parent
 PATIENCE_S: Final = 60  # before a command counts as hanging
-PROGRAM: Final = HERE.parent / "ticketboss.py"
+PROGRAM = HERE.parent / "ticketboss.py"
 # Variables that the interpreter reads before it runs anything.
 OF_THE_INTERPRETER: Final = ("PYTHON", "LC_", "LANG")
 BEFORE: Final = """
@@ -191,22 +191,22 @@ forks = False  # whether `start` forks; conftest says so for the usual run
 
 
 def start(
-    folder: Path, *arguments: str, first: str = "", program: Path = PROGRAM, **env: str
+    folder: Path, *arguments: str, first: str = "", **env: str
 ) -> subprocess.Popen[str] | Forked:
     """A process of the program in that folder; its standard streams are pipes of text.
 
     `first` is Python that runs before the program.
     """
     is_of_interpreter = any(name.startswith(OF_THE_INTERPRETER) for name in env)
-    if forks and program == PROGRAM and not is_of_interpreter:
+    if forks and not is_of_interpreter:
         return Forked([*arguments], folder, first, os.environ | env)
-    command = [str(program)]
+    command = [str(PROGRAM)]
     added = {"PYTHONUNBUFFERED": "1"}
     if first:
         command = ["-c", BEFORE]
-        paths = [str(program.parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")]
         added["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        added |= {"FIRST": first, "PROGRAM": str(program)}
+        added |= {"FIRST": first, "PROGRAM": str(PROGRAM)}
     return subprocess.Popen(
         [sys.executable, *command, *arguments],
         stdin=subprocess.PIPE,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from contextlib import contextmanager
 
+import programs
 import pytest
-from conftest import PROGRAM, SEEDED
+from conftest import SEEDED
 
 import ticketboss
 
@@ -296,13 +295,7 @@ def test_where_a_version_is_required_a_replay_is_answered_first(make_app, db):
 
 
 def test_a_server_that_does_not_check_cannot_require_a_version(tmp_path):
-    told = subprocess.run(
-        [sys.executable, PROGRAM, "--unchecked", "--require-if-match"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    told = programs.run(tmp_path, "--unchecked", "--require-if-match")
     assert (told.returncode, told.stdout) == (2, "")
     assert "--unchecked takes no If-Match" in told.stderr
 

@@ -30,8 +30,9 @@ import programs
 import pytest
 from click.core import ParameterSource
 from click.testing import CliRunner
-from conftest import PROGRAM, SEEDED, Server
+from conftest import SEEDED, Server
 from keepalive import Client
+from programs import PROGRAM
 
 import ticketboss
 
@@ -503,24 +504,11 @@ def test_a_shutdown_finishes_an_answer_to_a_slow_reader(serve, connect, db):
     assert server.process.wait(20) == 0
 
 
-@pytest.fixture
-def rigged(serve, tmp_path) -> Callable[..., Server]:
-    """rigged(text, *options): a server whose process runs this Python before ours."""
-
-    def rigged(text: str, *options: str) -> Server:
-        folder = tmp_path / "first"
-        folder.mkdir()
-        (folder / "sitecustomize.py").write_text(text)
-        paths = [str(folder), os.environ.get("PYTHONPATH", "")]
-        return serve(*options, PYTHONPATH=os.pathsep.join(filter(None, paths)))
-
-    return rigged
-
-
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
-def test_a_signal_that_arrives_while_an_object_is_freed_ends_the_server(rigged, how):
+def test_a_signal_that_arrives_while_an_object_is_freed_ends_the_server(serve, how):
     # Python ignores an exception of a handler: the signal would be lost.
-    server = rigged(f"""
+    server = serve(
+        first=f"""
 import os, signal
 from waitress import wasyncore
 
@@ -535,14 +523,16 @@ def once(*args, loop=wasyncore.loop, **more):
     Doomed()
     loop(*args, **more)
 wasyncore.loop = once
-""")
+"""
+    )
     assert server.process.wait(10) == 0
     assert server.stop()[2] == ""
 
 
-def test_a_signal_ends_a_server_that_waits_for_its_first_client(rigged):
+def test_a_signal_ends_a_server_that_waits_for_its_first_client(serve):
     # Python goes on with such a wait after a signal; here it would last an hour.
-    server = rigged("""
+    server = serve(
+        first="""
 import os, signal, threading
 from waitress import wasyncore
 
@@ -550,15 +540,18 @@ def loop(wait=wasyncore.loop, **more):
     threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
     wait(**more | {"timeout": 3600})
 wasyncore.loop = loop
-""")
+"""
+    )
     assert server.process.wait(20) == 0
     assert server.stop()[2] == ""
 
 
-def test_a_shutdown_answers_requests_that_no_thread_has_begun(rigged, connect, saved):
+def test_a_shutdown_answers_requests_that_no_thread_has_begun(serve, connect, saved):
     crowd = 80
-    server = rigged(
-        f"""
+    server = serve(
+        "--think",
+        "1s",
+        first=f"""
 import itertools, os, signal
 from waitress.channel import HTTPChannel
 
@@ -568,8 +561,6 @@ def received(self, data, receive=HTTPChannel.received, n=itertools.count(1)):
         os.kill(os.getpid(), signal.SIGTERM)
 HTTPChannel.received = received
 """,
-        "--think",
-        "1s",
     )
     clients = [connect(server.url) for _ in range(crowd)]
     for (

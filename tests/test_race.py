@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import programs
 import pytest
 from click.testing import CliRunner
-from conftest import PROGRAM
+from programs import PROGRAM
 
 import ticketboss
 

@@ -26,8 +26,9 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import HERE, PROGRAM, require_tool, skip, wait_until
+from conftest import HERE, require_tool, skip, wait_until
 from mutants import PLANTS
+from programs import PROGRAM
 
 import ticketboss
 

@@ -16,8 +16,9 @@ from collections import Counter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import conftest
-from conftest import HERE, PROGRAM
+import programs
+from conftest import HERE
+from programs import PROGRAM
 
 ADMIN = {  # logs in as in the examples of the description
     "username": "ann",
@@ -193,7 +194,8 @@ def test_each_wrong_declaration_is_found(serve, tmp_path, monkeypatch):
         text = text.replace(right, wrong)
         paths += ["--include-path", path]
     program.write_text(text)
-    monkeypatch.setattr(conftest, "PROGRAM", program)
+    monkeypatch.setattr(programs, "PROGRAM", program)
+    monkeypatch.setattr(programs, "forks", False)  # from a process of the right one
     server = serve()
     server.ask("POST", "/api/v1/auth/register", ADMIN)
     report = tmp_path / "report.ndjson"

@@ -30,7 +30,8 @@ import waitress.channel
 import waitress.parser
 import waitress.server
 import waitress.task
-from conftest import PROGRAM, wait_until
+from conftest import wait_until
+from programs import PROGRAM
 
 import ticketboss
 

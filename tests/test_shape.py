@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import PROGRAM
+from programs import PROGRAM
 
 SOURCE = PROGRAM.read_text()
 LONGEST_FUNCTION = 40

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import uuid
 from collections import Counter
+from pathlib import Path
 
 import postgres
+import programs
 import pytest
-from conftest import HERE, PROGRAM, skip, wait_until
+from conftest import HERE, skip, wait_until
 from keepalive import GONE, Client, Crowd
 from managed import Managed, missing
 
@@ -99,9 +99,9 @@ class Sales:
         assert versions == Counter(range(1, event.version + 1))
         held = sum(r.seats for r in records.values() if r.status == "confirmed")
         assert held + event.available_seats == event.total_seats
-        audit = [sys.executable, PROGRAM, "--db", url, "audit"]
-        said = subprocess.run(audit, capture_output=True, text=True, check=True).stdout
-        assert said.endswith("Everything adds up.\n")
+        audit = programs.run(Path.cwd(), "--db", url, "audit")
+        assert audit.returncode == 0
+        assert audit.stdout.endswith("Everything adds up.\n")
 
 
 class At:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import programs
 import pytest
-from conftest import PROGRAM, wait_until
+from conftest import wait_until
 from deployed import (
     CLOCK,
     ORDER,
@@ -38,6 +38,7 @@ from deployed import (
     one_line,
 )
 from keepalive import Client
+from programs import PROGRAM
 from test_readme import can_connect, free_ports
 
 SEED = """{

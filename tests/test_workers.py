@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HERE, PROGRAM, skip, wait_until
+from conftest import HERE, skip, wait_until
 from furnished import PASSWORD
 from keepalive import GONE, Client, Crowd
+from programs import PROGRAM
 
 README_LINE = re.compile(r"^([A-Z_]+)=(\S+) \.venv/bin/gunicorn (.+)$", re.MULTILINE)
 
