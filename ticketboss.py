@@ -2735,6 +2735,8 @@ def marked(*marks: str) -> Callable[[View], View]:
 open_to_all: Final = marked("never limited", "no token needed")
 is_a_login: Final = marked("no token needed")
 is_a_registration: Final = marked("no token needed", "counted as registration")
+for_users: Final = marked("for users")
+for_admins: Final = marked("for users", "for admins")
 for_admins_if_login_is_required: Final = marked("for admins if login is required")
 
 
@@ -2997,26 +2999,22 @@ def is_email(address: str) -> bool:
     return is_plain and re.search(EMAIL, address) is not None
 
 
-def operation(*, login: str = "") -> Callable[[View], View]:
-    """Parse the request of a route as `sent`; with `login`, for "users" or "admins"."""
+def with_request(view: View) -> View:
+    """A route that first checks the login, and parses the request as `sent`."""
+    kind = get_type_hints(view).get("sent")
 
-    def decorate(view: View) -> View:
-        kind = get_type_hints(view).get("sent")
+    @functools.wraps(view)
+    def checked(**arguments: Any) -> Response:
+        if route_has("for users"):
+            require_login(admin=route_has("for admins"))
+        if kind is not None:
+            arguments["sent"] = parse(kind)
+        elif request.method == "DELETE":
+            parse(Fields)
+        return view(**arguments)
 
-        @functools.wraps(view)
-        def parsed(**arguments: Any) -> Response:
-            if login:
-                require_login(admin=login == "admins")
-            if kind is not None:
-                arguments["sent"] = parse(kind)
-            elif request.method == "DELETE":
-                parse(Fields)
-            return view(**arguments)
-
-        parsed.__dict__.update(kind=kind, login=login)  # for the description
-        return parsed
-
-    return decorate
+    checked.__dict__["kind"] = kind or Fields  # for the description
+    return checked
 
 
 def caller() -> Caller:
@@ -3714,7 +3712,6 @@ class ReservationBody(Fields):
 
 @partner.post("/reservations")
 @partner.post("/events/<event_id>/reservations")
-@operation()
 def create_reservation(sent: ReservationBody, event_id: str | None = None) -> Response:
     """Reserve seats: 201 {reservationId, seats, status}; 409 if too few are left.
 
@@ -3744,7 +3741,6 @@ class ReturnedSeats(Fields):
 
 @partner.delete("/reservations/<any_path:reservation_id>")
 @partner.delete("/events/<event_id>/reservations/<any_path:reservation_id>")
-@operation()
 def cancel_reservation(
     sent: ReturnedSeats, reservation_id: str, event_id: str | None = None
 ) -> Response:
@@ -3765,7 +3761,6 @@ class ReservationQuery(Fields):
 
 @partner.get("/reservations")
 @partner.get("/events/<event_id>/reservations")
-@operation()
 def list_reservations(sent: ReservationQuery, event_id: str | None = None) -> Response:
     """List reservations: 200 [PublicReservation]; 304; 404."""
     document = app.box_office.database().document(event_id)
@@ -3816,7 +3811,6 @@ def show_reservation(reservation_id: str, event_id: str | None = None) -> Respon
 
 @partner.get("/attempts")
 @partner.get("/events/<event_id>/attempts")
-@operation()
 def list_attempts(event_id: str | None = None) -> Response:
     """The last attempts at this process, oldest first: 200 AttemptList; 304; 404."""
     shown_id = str(app.box_office.database().document(event_id).event.event_id)
@@ -3934,7 +3928,6 @@ class InitializeBody(Fields):
 
 @booking.post("/initialize")
 @for_admins_if_login_is_required
-@operation()
 def initialize(sent: InitializeBody) -> Response:
     """Open an event, with a number as its id if none is sent.
 
@@ -3972,7 +3965,6 @@ class UserBody(Fields):
 
 
 @booking.post("/book")
-@operation()
 def book_ticket(sent: UserBody) -> Response:
     """Book a ticket: 200 Ticket, with a position while waiting; 404; 409."""
     event_id = str(sent.event_id)
@@ -3992,7 +3984,6 @@ def book_ticket(sent: UserBody) -> Response:
 
 
 @booking.post("/cancel")
-@operation()
 def cancel_ticket(sent: UserBody) -> Response:
     """Cancel a ticket; the first waiting user gets it: 200 Ticket; 404."""
     event_id = str(sent.event_id)
@@ -4075,7 +4066,6 @@ class EventChanges(Fields):
 
 
 @booking.patch("/events/<event_id>")
-@operation()
 def change_event(sent: EventChanges, event_id: str) -> Response:
     """Change an event: 200 ChangedEvent; 404; 409 if too many seats are taken."""
     changes = {
@@ -4093,7 +4083,6 @@ def change_event(sent: EventChanges, event_id: str) -> Response:
 
 
 @booking.delete("/events/<event_id>")
-@operation()
 def delete_event(event_id: str) -> Response:
     """Remove an event with all its bookings: 204; 404; 409 for the seeded one."""
     outcome = app.box_office.close_event(event_id, caller())
@@ -4121,7 +4110,6 @@ class ReportQuery(Fields):
 
 
 @booking.get("/events/<event_id>/report")
-@operation()
 def show_report(sent: ReportQuery, event_id: str) -> Response:
     """Report the sales of one event: 200 Report or text/csv; 404."""
     report = app.box_office.database().document(event_id).report()
@@ -4129,7 +4117,6 @@ def show_report(sent: ReportQuery, event_id: str) -> Response:
 
 
 @booking.get("/report")
-@operation()
 def show_all_reports(sent: ReportQuery) -> Response:
     """Report the sales of all events: 200 {events, totals} or text/csv."""
     reports = [document.report() for document in app.box_office.database().events()]
@@ -4183,7 +4170,6 @@ class LoginBody(Fields, kw_only=True):
 
 @booking.post("/login")
 @is_a_login
-@operation()
 def log_in(sent: LoginBody) -> Response:
     """Log in: 200 {token, accessToken, tokenType, expiresIn}; 401."""
     token = log_in_within_limits(*sent.kind_and_name(), sent.password)
@@ -4246,7 +4232,6 @@ class RegisterBody(V1Fields):
 
 @v1.post("/auth/register")
 @is_a_registration
-@operation()
 def register(sent: RegisterBody) -> Response:
     """Register: 201 {id, username, email}; 409 if taken."""
     password_hash = hash_password(sent.password)
@@ -4306,7 +4291,6 @@ class EmailLoginBody(V1Fields):
 
 @v1.post("/auth/login")
 @is_a_login
-@operation()
 def log_in_by_email(sent: EmailLoginBody) -> Response:
     """Log in: 200 {token}; 401."""
     token = log_in_within_limits("email", sent.email, sent.password)
@@ -4314,7 +4298,7 @@ def log_in_by_email(sent: EmailLoginBody) -> Response:
 
 
 @v1.get("/auth/me")
-@operation(login="users")
+@for_users
 def show_me() -> Response:
     """Show the caller's account: 200 {id, username, email}."""
     return envelope("User retrieved successfully.", account_json(g.account))
@@ -4335,7 +4319,7 @@ class EventBody(V1Fields, kw_only=True):
 
 
 @v1.post("/event")
-@operation(login="admins")
+@for_admins
 def create_event(sent: EventBody) -> Response:
     """Open an event: 201 DatedEvent."""
     total = sent.total_tickets
@@ -4347,7 +4331,7 @@ def create_event(sent: EventBody) -> Response:
 
 
 @v1.get("/event")
-@operation(login="users")
+@for_users
 def list_v1_events() -> Response:
     """List events, the seeded one last: 200 [DatedEvent]."""
     seeded, *others = map(v1_event_json, app.box_office.database().events())
@@ -4373,7 +4357,7 @@ def v1_event_json(document: Document) -> Body:
 
 
 @v1.delete("/event/<event_id>")
-@operation(login="admins")
+@for_admins
 def delete_v1_event(event_id: str) -> Response:
     """Remove an event with all its bookings: 200; 404; 409 for the seeded one."""
     outcome = app.box_office.close_event(event_id, caller())
@@ -4392,7 +4376,6 @@ class BookingBody(V1Fields, kw_only=True):
 
 
 @v1.post("/booking")
-@operation()
 def create_booking(sent: BookingBody) -> Response:
     """Book tickets: 201 Booking; 200 Booking, waiting if sold out; 404; 409."""
     event_id = str(sent.event_id)
@@ -4446,7 +4429,6 @@ class CancelledTickets(V1Fields):
 
 
 @v1.delete("/booking/<number>")
-@operation()
 def cancel_booking(sent: CancelledTickets, number: str) -> Response:
     """Cancel tickets; without a number all that are left: 200; 404."""
     if str(number if sent.booking_id is None else sent.booking_id) != number:
@@ -4610,9 +4592,9 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
     """One operation: its parameters, its answers, and a curl line."""
     view: Any = app.view_functions[endpoint]
     dialect = endpoint.partition(".")[0]
-    kind = getattr(view, "kind", None) or Fields
+    kind = view.kind
     bearer: Body = {"bearer": []}
-    must_log_in = bool(getattr(view, "login", ""))
+    must_log_in = "for users" in getattr(view, "marks", ())
     operation: Body = {
         "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_").lower(),
         "tags": [dialect],
@@ -6050,6 +6032,8 @@ def make_app(settings: Settings) -> App:
     app.register_error_handler(HTTPException, handle_http_error)
     for blueprint in (partner, booking, v1, description, page):
         app.register_blueprint(blueprint)
+    for endpoint, view in app.view_functions.items():
+        app.view_functions[endpoint] = with_request(cast("View", view))
     if settings.trust_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
     if not settings.quiet and not log.handlers:
