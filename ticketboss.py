@@ -2893,15 +2893,14 @@ def parse(kind: type[F]) -> F:
     for each in fields_of(kind):
         value = given.get(each.name)
         if value is not None:
-            values[each.name] = each.normalize(
-                value, is_number_as_text=kind.numbers_as_text
-            )
-        elif method == "DELETE" and each.name in given:  # null: a number may be lost
-            abort(400, each.refusal(None))
-    try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError:
-        abort(400, next(refusals(kind, values)))
+            value = each.normalize(value, is_number_as_text=kind.numbers_as_text)
+            try:
+                values[each.name] = msgspec.convert(value, each.type)
+            except msgspec.ValidationError:
+                abort(400, each.refusal(value))
+        elif each.required or (method == "DELETE" and each.name in given):
+            abort(400, each.refusal(None))  # null on a DELETE: a number may be lost
+    return msgspec.convert(values, kind)
 
 
 def require_changes(kind: type[Fields], given: Body) -> None:
@@ -2916,17 +2915,6 @@ def require_changes(kind: type[Fields], given: Body) -> None:
 def example_of(kind: type[Fields]) -> str:
     """An example of a body or a query."""
     return str(kind.__doc__).removesuffix(".")
-
-
-def refusals(kind: type[Fields], values: Body) -> Iterator[str]:
-    """Yield the error of each wrong field, in their order."""
-    for each in fields_of(kind):
-        value = values.get(each.name)
-        try:
-            if value is not None or each.required:
-                msgspec.convert(value, each.type)
-        except msgspec.ValidationError:
-            yield each.refusal(value)
 
 
 def query_fields(kind: type[Fields], body: Body) -> Body:
