@@ -3174,23 +3174,12 @@ def event_json(event: Event) -> Body:
 
 # --- Errors ---
 
-ErrorFormat = Callable[[str], Body]
-ERROR_FORMATS: Final[list[tuple[str, ErrorFormat]]] = []  # each for a pattern of paths
-
-
-def error_format(path_pattern: str) -> Callable[[ErrorFormat], ErrorFormat]:
-    """Let a function render the errors of all matching paths."""
-
-    def decorate(render: ErrorFormat) -> ErrorFormat:
-        ERROR_FORMATS.append((path_pattern, render))
-        return render
-
-    return decorate
+ERROR_FORMATS: Final[dict[str, Callable[[str], Body]]] = {}  # by a pattern of paths
 
 
 def error_body(path: str, status: int, text: str) -> Body:
     """An error's body in the format of the path's API."""
-    for pattern, render in ERROR_FORMATS:
+    for pattern, render in ERROR_FORMATS.items():
         if re.match(pattern, path):
             return render(text)
     if status == 429:
@@ -3891,13 +3880,10 @@ MESSAGES: Final = {  # for users, by the kind of name that they sent
         "not found": "You didn't book this event",
     },
 }
-
-
-@error_format(r"/+(book|cancel|initialize|login|report|status)(/|$)")
-@error_format(r"/+events(/?$|/[^/]+(/?$|/(?!reservations(/|$))))")
-def booking_error(text: str) -> Body:
-    """An error as the booking API words it."""
-    return {"error": text, "message": text}
+ERROR_FORMATS[
+    r"/+(book|cancel|initialize|login|report|status)(/|$)"
+    r"|/+events(/?$|/[^/]+(/?$|/(?!reservations(/|$))))"
+] = lambda text: {"error": text, "message": text}
 
 
 class InitializeBody(Fields):
@@ -4176,12 +4162,7 @@ def log_in(sent: LoginBody) -> Response:
 # {"message": text, "data": ..., "error": false}; numbers may come as strings.
 
 v1: Final = Blueprint("v1", __name__, url_prefix="/api/v1")
-
-
-@error_format(r"/+api/v1(/|$)")
-def v1_error(text: str) -> Body:
-    """An error as /api/v1 words it."""
-    return {"message": text, "error": True}
+ERROR_FORMATS[r"/+api/v1(/|$)"] = lambda text: {"message": text, "error": True}
 
 
 def envelope(message: str, data: object = None, status: int = 200) -> Response:
