@@ -5828,10 +5828,8 @@ class Server:
 
 def raise_connection_limit() -> int:
     """Raise the limit of descriptors; return how many connections fit below it."""
-    try:
-        import resource  # noqa: PLC0415 -- Windows has none
-    except ImportError:
-        return MAX_CONNECTIONS
+    import resource  # noqa: PLC0415 -- Windows has none, and runs no server
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 10240 if hard == resource.RLIM_INFINITY else hard  # macOS takes no more
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -6311,17 +6309,16 @@ def heard_signals(wake: Callable[[], None]) -> list[int]:
     """The list of stop signals received; a second one ends the process at once."""
     signals: list[int] = []
     heard = [signal.SIGTERM, signal.SIGINT]
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        heard.append(hangup)  # under nohup it is ignored
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is ignored
+        heard.append(signal.SIGHUP)
 
     def stop(number: int, _: object) -> None:
         # Not an exception: Python drops one that is raised in a __del__.
         signals.append(number)
         for one in heard:
             signal.signal(one, signal.SIG_DFL)
-        if hangup in heard:  # a closed terminal sends it twice
-            signal.signal(hangup, signal.SIG_IGN)
+        if signal.SIGHUP in heard:  # a closed terminal sends it twice
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         wake()  # after a signal Python goes on waiting for clients
 
     for number in heard:
