@@ -2226,13 +2226,6 @@ class Outcome(Struct, frozen=True):
     first_version: int | None = None  # for a replay, the version that it first made
 
 
-class Registration(Struct, frozen=True):
-    """A registered account."""
-
-    account: Account
-    attempts: int  # how many times it was decided
-
-
 class BoxOffice:
     """The use cases over one store."""
 
@@ -2543,10 +2536,12 @@ class BoxOffice:
             return outcome
         return replace(outcome, first_version=use.version)
 
-    def register(self, account: Account, *, first_is_admin: bool) -> Registration:
-        """Register an account; with `first_is_admin`, the first one is an admin.
+    def register(
+        self, account: Account, *, first_is_admin: bool
+    ) -> tuple[Account, int]:
+        """Register an account; return it, and how many times this was decided.
 
-        Raises AlreadyExists.
+        With `first_is_admin`, the first one is an admin. Raises AlreadyExists.
         """
         account = replace(account, created_at=timestamp())
         admin = replace(account, role="admin")
@@ -2560,7 +2555,7 @@ class BoxOffice:
         pending = self.transactions.transact(decide)
         accounts = pending.database.accounts
         registered = find_account(accounts, "email", account.email)
-        return Registration(cast("Account", registered), pending.attempts)
+        return cast("Account", registered), pending.attempts
 
     def promote(self, account: Account, password: str) -> None:
         """Make this account an admin, with the hash of a new password if there is one.
@@ -4183,15 +4178,14 @@ class RegisterBody(V1Fields):
 def register(sent: RegisterBody) -> Response:
     """Register: 201 {id, username, email}; 409 if taken."""
     password_hash = hash_password(sent.password)
-    registration = app.box_office.register(
+    account, attempts = app.box_office.register(
         Account(0, sent.username, sent.email, password_hash, "user"),
         first_is_admin=comes_from_this_machine(),
     )
-    g.headers["X-Attempts"] = str(registration.attempts)
-    if registration.account.role == "admin":
-        log.warning("The first account, %a, is an admin", registration.account.username)
-    answer = account_json(registration.account)
-    return envelope("User registered successfully.", answer, 201)
+    g.headers["X-Attempts"] = str(attempts)
+    if account.role == "admin":
+        log.warning("The first account, %a, is an admin", account.username)
+    return envelope("User registered successfully.", account_json(account), 201)
 
 
 PROXY_HEADERS: Final = (
