@@ -3007,10 +3007,7 @@ def caller() -> Caller:
         account_id = g.account.id if g.account else 0
         scope = msgspec.json.encode([request.blueprint, account_id, g.key])
         key = hashlib.sha256(scope).hexdigest()[:32]
-    if_match = g.if_match
-    if app.settings.require_if_match and "HTTP_IF_MATCH" not in request.environ:
-        if_match = NONE_NAMED
-    return Caller(g.account, if_match, key, g.attempts)
+    return Caller(g.account, g.if_match, key, g.attempts)
 
 
 def require_login(*, admin: bool = False) -> None:
@@ -3383,9 +3380,7 @@ def check_change(environ: dict[str, Any]) -> None:
     if g.key is not None and not re.fullmatch("[!-~]{1,255}", g.key):
         abort(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     condition = environ.get("HTTP_IF_MATCH")
-    if app.settings.unchecked and (
-        condition is not None or "HTTP_IDEMPOTENCY_KEY" in environ
-    ):
+    if app.settings.unchecked and (condition is not None or g.key is not None):
         abort(
             400,
             "This server does not check (--unchecked). Send neither If-Match nor "
@@ -3397,6 +3392,8 @@ def check_change(environ: dict[str, Any]) -> None:
         if condition.strip() != "*":  # which always matches
             strong_etags = re.findall(r'(?:^|[\s,])"([^"]*)"', condition)
             g.if_match = frozenset(strong_etags)
+    elif app.settings.require_if_match:
+        g.if_match = NONE_NAMED
     if app.settings.require_login and not route_has("no token needed"):
         require_login(admin=route_has("for admins if login is required"))
 
