@@ -3459,16 +3459,14 @@ def log_in_within_limits(kind: NameKind, name: str, password: str) -> str:
         counts.append((of_address, ("login", client_key())))
     for rate, counted in counts:
         count_request(rate, *counted)
-    has_failed = False
     try:
         return app.box_office.log_in(kind, name, password)
     except LoginRequired:
-        has_failed = True
+        counts.clear()  # so that the failure stays counted
         raise
     finally:
-        if not has_failed:
-            for rate, counted in counts:
-                app.limiter.add(rate, *counted, amount=-1)
+        for rate, counted in counts:
+            app.limiter.add(rate, *counted, amount=-1)
 
 
 class Window(NamedTuple):
