@@ -5197,17 +5197,9 @@ def run_race(sizes: RaceSizes, case: Case) -> Round:
     seats = sizes.seats // events
     with tempfile.TemporaryDirectory() as folder:
         store = _throwaway(folder, event_ids, seats)
+        orders = [event_ids[order % events] for order in range(sizes.requests)]
         plans = [
-            (
-                store.path,
-                strategy,
-                buyer,
-                [
-                    event_ids[order % events]
-                    for order in range(buyer, sizes.requests, sizes.clients)
-                ],
-                think_s,
-            )
+            (store.path, strategy, buyer, orders[buyer :: sizes.clients], think_s)
             for buyer in range(sizes.clients)
         ]
         history, took_s = _run_buyers(plans)
@@ -5348,7 +5340,7 @@ def table(results: list[Result]) -> Iterator[str]:
         longest = max(_bar_value(row) for row in rows) or 1
         for row in rows:
             cells = ROW.format(
-                _label(row.strategy),
+                "no check" if row.strategy == "none" else row.strategy,
                 row.told,
                 row.kept,
                 row.lost,
@@ -5365,10 +5357,6 @@ def _bar_value(row: Result) -> float:
     So a strategy that loses sales never gets the longest bar, even on a fast machine.
     """
     return row.rate * row.kept / max(row.told, 1)
-
-
-def _label(strategy: str) -> str:
-    return "no check" if strategy == "none" else strategy
 
 
 def _case(events: int, think_ms: int) -> str:
@@ -5427,11 +5415,8 @@ def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
     ratio = shown_result(faster).rate / max(shown_result(slower).rate, 1)
     pairs = zip(slower, faster, strict=False)  # after Ctrl-C one may have a round less
     always = all(fast.result.rate > slow.result.rate for slow, fast in pairs)
-    if ratio < CLOSE:
-        reason = "both save one at a time"
-        return "", f"too close to call ({ratio:.1f} times), because {reason}."
-    if not always:
-        reason = "the rounds disagree"
+    if ratio < CLOSE or not always:
+        reason = "both save one at a time" if ratio < CLOSE else "the rounds disagree"
         return "", f"too close to call ({ratio:.1f} times), because {reason}."
     winner = shown_result(faster).strategy
     reasons = {"lock": "no attempt is wasted", "optimistic": "thinking overlaps"}
@@ -6704,10 +6689,9 @@ def print_race(sizes: RaceSizes, rounds: Rounds, *, as_json: bool) -> None:
         return
     if not results:
         return
-    example: list[str] = []
-    for case, each in rounds.items():
-        for one in each if case.strategy == "none" else []:
-            example = example or lost_update_example(one.history, one.kept)
+    played = itertools.chain.from_iterable(rounds.values())
+    examples = (lost_update_example(one.history, one.kept) for one in played)
+    example = next(filter(None, examples), [])
     head = (
         f"{sizes.clients} buyers, {sizes.requests} orders, {sizes.seats} seats, "
         f"thinking {results[0].think_ms} ms. Medians of {ROUNDS} rounds."
