@@ -2070,9 +2070,9 @@ def account_names(account: Account) -> frozenset[str]:
     )
 
 
-def owns(account: Account, reservation: Reservation) -> bool:
-    """Whether a reservation was made with this account's token; admins own all."""
-    return account.role == "admin" or reservation.origin.account == account.id
+def owns(account: Account, maker_id: int | None) -> bool:
+    """Whether what the token of `maker_id` made is this account's; admins own all."""
+    return account.role == "admin" or maker_id == account.id
 
 
 def find_account(accounts: Accounts, kind: NameKind, name: str) -> Account | None:
@@ -2378,7 +2378,7 @@ class BoxOffice:
             return
         if caller.account is None:
             raise LoginRequired("No token provided")
-        if not owns(caller.account, reservation):
+        if not owns(caller.account, reservation.origin.account):
             raise NotAllowed("Only its owner or an admin may change this reservation.")
 
     def _only_account(self, names: frozenset[str], caller: Caller) -> int | None:
@@ -2408,7 +2408,7 @@ class BoxOffice:
             return
         if account is None:
             raise LoginRequired("No token provided")
-        if account.role != "admin" and account.id != event.created_by:
+        if not owns(account, event.created_by):
             raise NotAllowed("Only its owner or an admin may change this event.")
 
     def names_of(
@@ -3786,25 +3786,19 @@ def list_attempts(event_id: str | None = None) -> Response:
     attempts = [
         attempt
         for account_id, attempt in app.attempts.copy()
-        if attempt.event_id == shown_id and may_see_attempts_of(account_id)
+        if attempt.event_id == shown_id
+        and (not app.settings.require_login or owns(g.account, account_id))
     ]
     answer = json_response(AttemptList(attempts, app.settings.unchecked))
     etag = hashlib.sha256(answer.data).hexdigest()[:16]
     return conditional_response(etag, lambda: answer)
 
 
-def may_see_attempts_of(account_id: int) -> bool:
-    """Whether the caller may see an account's attempts: their own, or as an admin."""
-    if not app.settings.require_login:
-        return True
-    return bool(g.account.role == "admin" or g.account.id == account_id)
-
-
 def own_reservations(reservations: Iterable[Reservation]) -> list[Reservation]:
     """All reservations; if login is required, those of the caller."""
     if not app.settings.require_login:
         return [*reservations]
-    return [r for r in reservations if g.account and owns(g.account, r)]
+    return [r for r in reservations if g.account and owns(g.account, r.origin.account)]
 
 
 def public_reservations(
