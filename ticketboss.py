@@ -5824,7 +5824,9 @@ def open_sockets(
     for family, address in addresses:
         same_port = sockets[0].getsockname()[1] if sockets else port
         try:
-            sockets.append(listen(family, address, same_port))
+            sockets.append(
+                socket.create_server((address, same_port), family=family, backlog=1024)
+            )
         except OSError as error:
             if not sockets:
                 raise cannot_listen(host, port, error) from None
@@ -5850,11 +5852,6 @@ def addresses_of(host: str) -> list[tuple[int, str]]:
     except (OSError, UnicodeError) as error:
         raise cannot_listen(host, 0, error) from None
     return list(dict.fromkeys((family, str(at[0])) for family, *_, at in found))
-
-
-def listen(family: int, address: str, port: int) -> socket.socket:
-    """A listening socket."""
-    return socket.create_server((address, port), family=family, backlog=1024)
 
 
 def cannot_listen(host: str, port: int, error: Exception) -> click.ClickException:
