@@ -3107,19 +3107,12 @@ def conditional_response(etag: str, answer: Callable[[], Response]) -> Response:
     if app.settings.require_login:
         g.headers["Vary"] = "Authorization"
     known = request.environ.get("HTTP_IF_NONE_MATCH", "")
+    # In linear time, unlike the parser of werkzeug before 3.1.9.
+    is_known = known.strip() == "*" or etag in re.findall('"([^"]*)"', known)
     # Without a check, two contents may have the same version.
-    if is_in_etags(known, etag) and not app.settings.unchecked:
+    if is_known and not app.settings.unchecked:
         return Response(status=304)
     return answer()
-
-
-def is_in_etags(header: str, etag: str) -> bool:
-    """Whether If-None-Match names an ETag.
-
-    In linear time, unlike the parser of werkzeug before 3.1.9.
-    """
-    etags = [each.strip().removeprefix("W/") for each in header.split(",")]
-    return f'"{etag}"' in etags or etags == ["*"]
 
 
 def set_outcome_headers(outcome: Outcome) -> None:
