@@ -5821,9 +5821,13 @@ def open_sockets(
                 socket.create_server((address, same_port), family=family, backlog=1024)
             )
         except OSError as error:
-            if not sockets:
-                raise cannot_listen(host, port, error) from None
             reason = os.strerror(error.errno or 0).lower()
+            if not sockets:
+                is_port = error.errno in {errno.EADDRINUSE, errno.EACCES}
+                raise click.ClickException(
+                    f"Cannot listen on {host}, port {port}: {reason}. "
+                    f"Check {'--port' if is_port else '--host'}."
+                ) from None
             click.echo(
                 f"Not listening on {address}, port {same_port}: {reason}.", err=True
             )
@@ -5842,23 +5846,11 @@ def addresses_of(host: str) -> list[tuple[int, str]]:
         return [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]  # noqa: S104
     try:
         found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise cannot_listen(host, 0, error) from None
-    return list(dict.fromkeys((family, str(at[0])) for family, *_, at in found))
-
-
-def cannot_listen(host: str, port: int, error: Exception) -> click.ClickException:
-    """The error, with the option to check."""
-    if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
-        return click.ClickException(
+    except (OSError, UnicodeError):
+        raise click.ClickException(
             f"Cannot listen on {host}: name not known. Check --host."
-        )
-    is_port = error.errno in {errno.EADDRINUSE, errno.EACCES}
-    reason = os.strerror(error.errno or 0).lower()
-    return click.ClickException(
-        f"Cannot listen on {host}, port {port}: {reason}. "
-        f"Check {'--port' if is_port else '--host'}."
-    )
+        ) from None
+    return list(dict.fromkeys((family, str(at[0])) for family, *_, at in found))
 
 
 def are_loopback(addresses: list[tuple[int, str]]) -> bool:
