@@ -3240,7 +3240,9 @@ def before_request() -> Response | None:
     )
     allowed = cors_headers(app, environ.get("HTTP_ORIGIN"))
     g.headers |= allowed
-    if allowed and is_preflight(environ):
+    is_options = environ["REQUEST_METHOD"] == "OPTIONS"
+    # A browser asks whether a page of another site may send a request.
+    if allowed and is_options and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         g.headers |= PREFLIGHT_HEADERS
         return Response(status=204)
     enforce_rate_limits()  # also for requests that are refused below
@@ -3252,7 +3254,7 @@ def before_request() -> Response | None:
         check_token(authorization)
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD", "OPTIONS"}:
         check_change(environ)
-    if environ.get("PATH_INFO") == "*" and environ["REQUEST_METHOD"] == "OPTIONS":
+    if environ.get("PATH_INFO") == "*" and is_options:
         return Response(status=204)  # it is about the server, not about a URL
     return None
 
@@ -3306,12 +3308,6 @@ def cors_headers(served: App, origin: str | None) -> dict[str, str]:
         "Access-Control-Allow-Origin": origin,
         "Access-Control-Expose-Headers": EXPOSED_HEADERS,
     }
-
-
-def is_preflight(environ: dict[str, Any]) -> bool:
-    """Whether a browser asks if a page of another site may send a request."""
-    is_options = environ["REQUEST_METHOD"] == "OPTIONS"
-    return is_options and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
 
 
 def check_origin(environ: dict[str, Any]) -> None:
