@@ -2664,6 +2664,7 @@ ERROR_TEXTS: Final = {
     405: "This method is not allowed here. The Allow header lists those that are.",
     413: "The body is larger than 64 KiB.",
     429: "Too many requests from this IP, please try again later.",
+    431: "The headers are larger than 16 KiB.",
     500: "Internal error. See the server's log.",
 }
 REGISTRATION_RATE: Final = limits.parse("60 per minute")  # for an address
@@ -5500,12 +5501,10 @@ class JsonErrorTask(waitress.task.ErrorTask):
         """Write the answer."""
         request: Any = self.request
         error = request.error
-        text = ERROR_TEXTS[413] if error.code == 413 else error.body
-        if error.code == 431:
-            text = "The headers are larger than 16 KiB."
+        text = ERROR_TEXTS.get(error.code, error.body)
         path = getattr(request, "path", "/")
         body = msgspec.json.encode(error_body(path, error.code, text)) + b"\n"
-        sent = getattr(request, "headers", {})
+        sent = request.headers
         served = self.channel.server.owner.app
         headers = [
             ("Content-Type", JSON),
