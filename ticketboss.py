@@ -4534,13 +4534,9 @@ def operation_json(endpoint: str, method: str, path: str) -> Body:
         ],
     }
     if method != "GET" and kind is not Fields:
-        schema = fields_schema(kind)
+        schema = fields_schema(kind, may_be_null=method == "POST")  # see `parse`
         if method == "PATCH":
             schema |= {"minProperties": 1, "additionalProperties": False}
-        if method in {"PATCH", "DELETE"}:  # where null is refused, see `parse`
-            for declared in schema["properties"].values():
-                types = declared["anyOf"]
-                declared["anyOf"] = [each for each in types if each != NULL]
         example = msgspec.json.decode(example_of(kind))
         operation["requestBody"] = {
             "required": "required" in schema,
@@ -4556,7 +4552,7 @@ def parameters_json(kind: type[Fields], method: str, path: str) -> list[Body]:
         for name in re.findall(r"{(\w+)}", path)
     ]
     if method in {"GET", "DELETE"}:
-        properties = fields_schema(kind)["properties"]
+        properties = fields_schema(kind, may_be_null=False)["properties"]
         found += [
             {"name": name, "in": "query", "schema": schema["anyOf"][0]}
             for name, schema in properties.items()
@@ -4570,7 +4566,7 @@ def parameters_json(kind: type[Fields], method: str, path: str) -> list[Body]:
     return found
 
 
-def fields_schema(kind: type[Fields]) -> Body:
+def fields_schema(kind: type[Fields], *, may_be_null: bool) -> Body:
     """The JSON Schema of declared fields."""
     schema: Body = msgspec.json.schema_components([kind])[1][kind.__name__]
     del schema["description"]
@@ -4579,6 +4575,7 @@ def fields_schema(kind: type[Fields]) -> Body:
         kinds = [each.get("type") for each in types]
         if kind.numbers_as_text and "integer" in kinds and "string" not in kinds:
             types = [*types, {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}]
+        types = [each for each in types if may_be_null or each != NULL]
         schema["properties"][name] = {"anyOf": types}
     if kind.one_of:
         present: Body = {"not": NULL}
