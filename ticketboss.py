@@ -3388,12 +3388,6 @@ def check_change(environ: dict[str, Any]) -> None:
         require_login(admin=route_has("for admins if login is required"))
 
 
-def plain_host() -> str:
-    """The Host header, to be shown; "localhost" if a shell could not take it."""
-    host: str = request.environ.get("HTTP_HOST", "")
-    return host if re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host) else "localhost"
-
-
 @functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is a loopback name or address."""
@@ -4769,8 +4763,10 @@ def welcome() -> Response:
     g.headers["Vary"] = "Accept"
     if "text/html" in request.headers.get("Accept", ""):
         return html_response(PAGE)
-    here = f"{request.scheme}://{plain_host()}"
-    text = WELCOME.format(here).encode()
+    host: str = request.environ.get("HTTP_HOST", "")
+    if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host):
+        host = "localhost"  # a shell could not take the other
+    text = WELCOME.format(f"{request.scheme}://{host}").encode()
     return bytes_response(text, "text/plain; charset=utf-8")
 
 
