@@ -634,13 +634,6 @@ class Document(Struct, frozen=True):
             raise KeyReused
         return known is not None
 
-    def find_return(
-        self, reservation_id: str, key: str | None, request: str
-    ) -> KeyUse | None:
-        """The earlier return of seats under the same key. Raises KeyReused."""
-        held = self.reservations.get(reservation_id)
-        return find_key_use(held.origin.key_uses, key, request) if held else None
-
     def remember(
         self, key: str | None, request: str, returned: str | None = None
     ) -> Document:
@@ -2325,8 +2318,8 @@ class BoxOffice:
             attempt.reservation = held
             attempt.seats = seats or (held.seats if held else 0)
             self._require_owner(held, caller)
-            earlier = document.find_return(reservation_id, caller.key, wanted)
-            if earlier is not None and seats is not None:
+            uses = held.origin.key_uses if held else ()
+            if find_key_use(uses, caller.key, wanted) and seats is not None:
                 return document
             document.require_version(caller.if_match)
             after = document.cancel(reservation_id, at, seats)
@@ -2335,8 +2328,9 @@ class BoxOffice:
         outcome = self._change(event_id, decide, caller, attempt)
         if outcome.changed:
             return outcome
-        earlier = outcome.document.find_return(reservation_id, caller.key, wanted)
-        return replace(outcome, first_version=cast("KeyUse", earlier).version)
+        uses = outcome.document.reservations[reservation_id].origin.key_uses
+        earlier = cast("KeyUse", find_key_use(uses, caller.key, wanted))
+        return replace(outcome, first_version=earlier.version)
 
     def cancel_booking(
         self, event_id: str, names: frozenset[str], not_found: str, caller: Caller
