@@ -3213,8 +3213,6 @@ def handle_http_error(error: HTTPException) -> Response:
     text = error.description
     if status in {429, 500} or text == type(error).description:
         text = ERROR_TEXTS.get(status)
-    if status == 401:
-        g.headers["WWW-Authenticate"] = "Bearer"
     g.headers |= dict(error.get_headers()[1:])  # Allow; the first is Content-Type
     return json_response(error_body(request.path, status, text or error.name), status)
 
@@ -3260,7 +3258,7 @@ def check_token(authorization: str) -> None:
     if scheme.lower() == "bearer":
         g.account = app.box_office.account_of(token.strip())
         if g.account is None:
-            abort(401, "Unauthorized. Invalid token.")
+            raise LoginRequired("Unauthorized. Invalid token.")
 
 
 def request_id(given: str | None) -> str:
