@@ -3494,16 +3494,17 @@ class Limiter:
     """
 
     def __init__(self, storage_url: str) -> None:
-        self.storage = limits.storage.storage_from_string(
-            storage_url, wrap_exceptions=True
-        )
-        self._is_shared = not isinstance(self.storage, limits.storage.MemoryStorage)
+        self.storage: Any = None  # the shared one
+        if not storage_url.startswith("memory:"):
+            self.storage = limits.storage.storage_from_string(
+                storage_url, wrap_exceptions=True
+            )
         self._memory = MemoryCounters()
 
     def add(self, rate: limits.RateLimitItem, *counted: str, amount: int = 1) -> Window:
         """Add `amount` to a count; return the count and when it ends."""
         key = rate.key_for(*counted)
-        if self._is_shared:
+        if self.storage is not None:
             try:
                 return self._add_shared(key, rate.get_expiry(), amount)
             except limits.errors.StorageError as error:
@@ -3513,13 +3514,12 @@ class Limiter:
         return self._memory.add(key, rate.get_expiry(), amount)
 
     def _add_shared(self, key: str, length_s: int, amount: int) -> Window:
-        storage: Any = self.storage
-        count = storage.incr(key, length_s, amount)
-        reset_at = storage.get_expiry(key)
+        count = self.storage.incr(key, length_s, amount)
+        reset_at = self.storage.get_expiry(key)
         if reset_at > time.time() + length_s + 1:  # it began while the clock was ahead
-            storage.clear(key)
-            count = storage.incr(key, length_s, amount)
-            reset_at = storage.get_expiry(key)
+            self.storage.clear(key)
+            count = self.storage.incr(key, length_s, amount)
+            reset_at = self.storage.get_expiry(key)
         return Window(count, reset_at)
 
 
