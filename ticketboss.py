@@ -2437,7 +2437,8 @@ class BoxOffice:
         If the key has already opened an event, the outcome has that event as it was
         then. Raises AlreadyExists, KeyReused or Stale.
         """
-        wanted = what_is_opened(event, event_id)
+        facts = [event_id, event.name, event.total_seats, event.price, event.date]
+        wanted = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
         def decide(database: Database) -> Database:
             if database.find_opened(caller.key, wanted) is not None:
@@ -2614,12 +2615,6 @@ def replayed_opening(event: Event, found: Event, attempts: int) -> Outcome:
     return Outcome(
         Document.of(opened, {}), attempts, changed=False, first_version=found.version
     )
-
-
-def what_is_opened(event: Event, event_id: int | str | None) -> str:
-    """A digest of an event to open."""
-    facts = [event_id, event.name, event.total_seats, event.price, event.date]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def timestamp(at: datetime | None = None) -> str:
