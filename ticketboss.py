@@ -5060,10 +5060,8 @@ class Attempt(NamedTuple):
     """One order of one buyer: the version read, whether it was confirmed, and when."""
 
     buyer: int
-    event_id: str
+    event: Event  # as it was read
     confirmed: bool
-    read_version: int
-    seats_left: int  # when it was read
     read_at: float
     done_at: float
     took_s: float
@@ -5140,10 +5138,8 @@ def buyer_process(
         attempts.append(
             Attempt(
                 buyer,
-                event_id,
+                document.event,
                 told,
-                document.event.version,
-                document.event.available_seats,
                 read_at,
                 done_at,
                 done_at - began,
@@ -5258,11 +5254,11 @@ def lost_update_example(history: list[Attempt], kept: set[str]) -> list[str]:
     """The shortest interleaving that lost a sale: two buyers read the same version."""
     told = sorted(
         (attempt for attempt in history if attempt.confirmed),
-        key=lambda each: (each.event_id, each.read_version, each.done_at),
+        key=lambda each: (each.event.event_id, each.event.version, each.done_at),
     )
     for lost, later in itertools.pairwise(told):
         if (
-            (lost.event_id, lost.read_version) == (later.event_id, later.read_version)
+            lost.event == later.event  # the same version of the same event
             and later.read_at < lost.done_at
             and lost.reservation_id not in kept
         ):
@@ -5272,10 +5268,10 @@ def lost_update_example(history: list[Attempt], kept: set[str]) -> list[str]:
 
 def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
     """The steps of two buyers in order, each with the seats that were left after it."""
-    version = lost.read_version
+    version = lost.event.version
     steps = []
     for attempt in (lost, later):
-        left = attempt.seats_left
+        left = attempt.event.available_seats
         steps.append((attempt.read_at, attempt, f"reads version {version}", left))
         saved = f"saves version {version + 1}: confirmed"
         steps.append((attempt.done_at, attempt, saved, left - 1))

@@ -510,9 +510,9 @@ def test_of_two_unchecked_sales_at_one_version_both_are_confirmed_and_one_is_los
 ):
     history, kept, store = collision
     event = store.load().database.document("event-0").event
-    assert [(a.confirmed, a.read_version, a.seats_left) for a in history] == [
-        (True, 0, SEATS)
-    ] * 2
+    assert [
+        (a.confirmed, a.event.version, a.event.available_seats) for a in history
+    ] == [(True, 0, SEATS)] * 2
     assert len(kept) == 1
     assert (event.version, event.available_seats) == (1, SEATS - 1)
 
