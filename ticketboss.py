@@ -5405,8 +5405,6 @@ ARENAS: Final = 2  # of glibc's malloc; one for each thread would keep freed mem
 class RequestParser(waitress.parser.HTTPRequestParser):
     """Parses a request in linear time; refuses any that other parsers may misread."""
 
-    command: Any
-    path: Any
     START_LINE = re.compile(rb"[^ ]++ [^ ]++(?: HTTP/[0-9]\.[0-9])?+")
     # Leading blanks of a value, folded lines included.
     BLANKS = re.compile(rb"^([^\r\n: \t]++:)(?:[ \t]++|\r\n(?=[ \t]))++", re.MULTILINE)
@@ -5433,8 +5431,6 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         has_two_lengths = self.chunked and "CONTENT_LENGTH" in headers
         if has_two_lengths or "TRANSFER_ENCODING" in headers:  # the latter in HTTP/1.0
             raise waitress.parser.ParsingError("The length of the body is ambiguous")
-        if self.command == "OPTIONS" and self.path == "*":  # about the server itself
-            self.path = "/"
 
 
 class AnswerTask(waitress.task.WSGITask):
