@@ -150,7 +150,8 @@ class Forked:
     def send_signal(self, how: int) -> None:
         """Send it a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, how)
+            with suppress(ProcessLookupError):  # it ended, and its status is on its way
+                os.kill(self.pid, how)
 
     def terminate(self) -> None:
         """Ask it to end."""
