@@ -2625,8 +2625,8 @@ def timestamp(at: datetime | None = None) -> str:
 
 # === 9. HTTP =================================================================
 # Everything that all routes share: JSON bodies, errors, conditions, safe retries,
-# limits. Knows no rule about seats, and no dialect. A route has three steps: parse,
-# do, render.
+# limits. Knows no rule about seats, and no dialect. A route declares what it reads as
+# `sent`, which is parsed before it runs. It has two steps: do, render.
 
 STATUS: Final[dict[type[TicketBossError], int]] = {
     BadSeatCount: 400,
@@ -2933,7 +2933,7 @@ INCOMPLETE: Final = "The request body is incomplete or badly chunked."
 
 
 def json_body(example: str = "{}") -> Body:
-    """The request's JSON object, whatever its Content-Type is; 400 if it has none."""
+    """The JSON object of a request, of any Content-Type; {} without a body. 400."""
     try:
         raw = request.get_data()
         if len(raw) == MAX_BODY and request.content_length is None:
