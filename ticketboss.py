@@ -2972,14 +2972,16 @@ def is_email(address: str) -> bool:
     return is_plain and re.search(EMAIL, address) is not None
 
 
+@functools.cache
 def with_request(view: View) -> View:
     """A route that first checks the login, and parses the request as `sent`."""
     kind = get_type_hints(view).get("sent")
+    marks = getattr(view, "marks", ())
 
     @functools.wraps(view)
     def checked(**arguments: Any) -> Response:
-        if route_has("for users"):
-            require_login(admin=route_has("for admins"))
+        if "for users" in marks:
+            require_login(admin="for admins" in marks)
         if kind is not None:
             arguments["sent"] = parse(kind)
         elif request.method == "DELETE":
