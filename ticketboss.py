@@ -4872,7 +4872,7 @@ function judge(attempt) {  // on which versions it was decided, and what came of
   const reads = named ? [+named[1]] : attempt.reads, won = ok && version > reads.at(-1)
   const late = reads.filter((v, n) => v < (reads[n + 1] ?? (won ? v : version)))
   const lost = won && action === "reserve" && inFile && !inFile.has(reservationId)
-  const text = lost ? "but gone" : won ? `is ${version} now` : ok ? "as before" :
+  const text = lost ? "but lost" : won ? `version ${version}` : ok ? "as before" :
     status === 412 ? `${reads[0]} is old` : "refused"
   return {...attempt, reads, won, late, lost, good: won && !lost, text}
 }
@@ -4921,11 +4921,12 @@ function map(next = 0) {  // at most 600 squares; each may stand for several sea
   fill({scale: each > 1 ? `Seats: a square stands for ${each}` : "Seats"})
 }
 function show() {
-  const judged = attempts.map(judge), won = judged.filter(a => a.won).length
-  const late = judged.flatMap(a => a.late).length, sums = new Map()
-  const lost = judged.filter(a => a.lost).length, {name, version} = event
-  const story = `${judged.length} tried, ${won} confirmed, ` +
-    `${unchecked ? "" : late + " too late, "}${lost || "none"} lost`
+  const judged = attempts.map(judge), count = test => judged.filter(test).length
+  const won = count(a => a.won), no = count(a => a.status > 299)
+  const late = judged.flatMap(a => a.late).length, lost = count(a => a.lost)
+  const sums = new Map(), {name, version} = event
+  const story = `${judged.length} attempts: ${won} saved, ${no} refused, ` +
+    `${lost || "none"} lost${unchecked ? "" : `; ${late} saves too late`}`
   fill({name: document.title = name, version, lost, free: event.availableSeats, story})
   $("gone").hidden = !($("who").hidden = $("next").hidden = unchecked)
   for (const r of held) sums.set(r.partnerId, (sums.get(r.partnerId) || 0) + r.seats)
@@ -4972,7 +4973,7 @@ function pane(letter, usual, seen = null) {
     const old = seen !== null && event && event.version !== seen
     label.className = old ? "old" : ""
     label.textContent = seen === null ? "nothing read yet" :
-      `you hold ${seen}` + (old ? `, it is ${event.version} now` : "")
+      `you read version ${seen}` + (old ? `, now it is ${event.version}` : "")
   }
   const locked = work => async () => {  // a second press while it waits does nothing
     if (box.ariaBusy === "true") return; box.ariaBusy = true
@@ -4995,7 +4996,7 @@ function pane(letter, usual, seen = null) {
     const [status, told] = await ask(listPath, {method: "POST", headers, body})
     if (status < 300) tell(`✓ ${status} ${told.status}`, "good")
     else tell(`\xd7 ${status}: ` + (status === 412 ?
-      `you read ${seen}, it has changed. Read again.` : told.error), "bad")
+      "too late. Read again, then save." : told.error), "bad")
   })
   name.value = usual; box.className = letter; box.ariaLabel = `Buyer ${letter}`
   compare(); $("panes").append(box)

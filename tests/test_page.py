@@ -394,7 +394,10 @@ def test_sales_one_after_another_are_drawn_as_steps(server, visit, event):
     shown = event(50)
     page = visit(shown)
     assert page.tape() == []
-    assert page.text("#story") == "0 tried, 0 confirmed, 0 too late, none lost"
+    assert (
+        page.text("#story")
+        == "0 attempts: 0 saved, 0 refused, none lost; 0 saves too late"
+    )
     for version, who in enumerate(["anna", "ben", "clara"], 1):
         buy(server, shown, who, version)
         page.shows("version", str(version))
@@ -404,11 +407,14 @@ def test_sales_one_after_another_are_drawn_as_steps(server, visit, event):
             "struck": False,
             "marks": {str(version - 1): "ring", str(version): "disc"},
             "spoken": f"read {version - 1}, too late: 0",
-            "said": f"201: is {version} now",
+            "said": f"201: version {version}",
         }
         for version, who in [(3, "clara"), (2, "ben"), (1, "anna")]
     ]
-    assert page.text("#story") == "3 tried, 3 confirmed, 0 too late, none lost"
+    assert (
+        page.text("#story")
+        == "3 attempts: 3 saved, 0 refused, none lost; 0 saves too late"
+    )
 
 
 def test_thirty_sales_with_one_condition_are_drawn_as_a_wall_of_crosses(serve, visit):
@@ -423,7 +429,10 @@ def test_thirty_sales_with_one_condition_are_drawn_as_a_wall_of_crosses(serve, v
     assert [row["marks"] for row in rows[29:]] == [
         {str(v): "ring", str(v + 1): "disc"} for v in (4, 3, 2, 1, 0)
     ]
-    assert page.text("#story") == "34 tried, 5 confirmed, 29 too late, none lost"
+    assert (
+        page.text("#story")
+        == "34 attempts: 5 saved, 29 refused, none lost; 29 saves too late"
+    )
     assert len(held(server, "")) == 5
     assert page.run("document.querySelector('#gone').hidden")
     picture(page)
@@ -458,12 +467,12 @@ def test_thirty_sales_without_a_condition_are_drawn_as_a_staircase(serve, visit)
         assert row["marks"] == marks
         assert (row["struck"], row["said"]) == (
             False,
-            f"201: is {attempt['version']} now",
+            f"201: version {attempt['version']}",
         )
     tries = sum(len(attempt["reads"]) - 1 for attempt in attempts)
     assert tries > 0
     assert page.text("#story") == (
-        f"30 tried, 30 confirmed, {tries} too late, none lost"
+        f"30 attempts: 30 saved, 0 refused, none lost; {tries} saves too late"
     )
 
 
@@ -477,12 +486,12 @@ def test_every_sale_that_an_unchecked_server_lost_is_struck_through(serve, visit
     rows = page.tape()
     assert gone > 0
     assert page.text("#lost") == str(gone)
-    assert page.text("#story") == f"30 tried, 30 confirmed, {gone} lost"
+    assert page.text("#story") == f"30 attempts: 30 saved, 0 refused, {gone} lost"
     kept = sorted(f"{r['partnerId']} 1" for r in in_file)
     assert sorted(row["who"] for row in rows if not row["struck"]) == kept
     struck = [row for row in rows if row["struck"]]
     assert len(struck) == gone
-    assert {row["said"] for row in struck} == {"201: but gone"}
+    assert {row["said"] for row in struck} == {"201: but lost"}
     assert all("cross" in row["marks"].values() for row in struck)
     assert page.text("#state") == "No check: the last save wins."
     assert page.run("document.querySelector('#who').hidden")
@@ -522,10 +531,10 @@ def test_refusals_waits_and_cancels_are_on_the_tape_too(server, visit, event):
     assert server.ask("DELETE", f"{path}/{gone}?seats=5")[0] == 204
     page.shows("version", "3")
     assert [(row["who"], row["marks"], row["said"]) for row in page.tape()] == [
-        ("ann -5", {"2": "ring", "3": "disc"}, "204: is 3 now"),
-        ("cid 2", {"1": "ring", "2": "disc"}, "202: is 2 now"),
+        ("ann -5", {"2": "ring", "3": "disc"}, "204: version 3"),
+        ("cid 2", {"1": "ring", "2": "disc"}, "202: version 2"),
         ("bob 2", {"1": "ring"}, "409: refused"),
-        ("ann 9", {"0": "ring", "1": "disc"}, "201: is 1 now"),
+        ("ann 9", {"0": "ring", "1": "disc"}, "201: version 1"),
     ]
     assert (page.text("#free"), page.text("#waits")) == ("4", "0")
     assert page.texts("#partners li") == ["ann 4", "cid 2"]
@@ -539,8 +548,11 @@ def test_500_attempts_are_counted_and_the_last_40_shown(server, visit, event):
     rows = page.tape()
     assert [row["who"] for row in rows] == [f"p{n} 1" for n in range(519, 479, -1)]
     assert rows[0]["marks"] == {"519": "ring", "520": "disc"}
-    assert rows[-1]["said"] == "201: is 481 now"
-    assert page.text("#story") == "500 tried, 500 confirmed, 0 too late, none lost"
+    assert rows[-1]["said"] == "201: version 481"
+    assert (
+        page.text("#story")
+        == "500 attempts: 500 saved, 0 refused, none lost; 0 saves too late"
+    )
 
 
 def test_each_seat_has_its_partners_colour_and_initial(server, visit, event):
@@ -769,7 +781,10 @@ def test_after_a_restored_backup_the_page_strikes_lost_sales_through(serve, visi
         ("bob 2", True),
         ("ann 1", False),
     ]
-    assert page.text("#story") == "3 tried, 3 confirmed, 0 too late, 2 lost"
+    assert (
+        page.text("#story")
+        == "3 attempts: 3 saved, 0 refused, 2 lost; 0 saves too late"
+    )
     assert page.texts("#partners li") == ["ann 1"]
     buy(server, "", "dan", 4)  # version 2 for the second time
     page.shows("version", "2")
@@ -956,24 +971,22 @@ def test_the_slower_of_two_buyers_gets_412_reads_again_and_sells(server, visit, 
     assert label(page, "A") == "nothing read yet"
     for who in "AB":
         page.click(who, "1 Read")
-        assert label(page, who) == "you hold 0"
+        assert label(page, who) == "you read version 0"
     assert page.click("A", "2 Save") == "✓ 201 confirmed"
-    assert page.click("B", "2 Save") == (
-        "\xd7 412: you read 0, it has changed. Read again."
-    )
+    assert page.click("B", "2 Save") == ("\xd7 412: too late. Read again, then save.")
     page.shows("version", "1")
-    assert label(page, "B") == "you hold 0, it is 1 now"
+    assert label(page, "B") == "you read version 0, now it is 1"
     assert page.run("buyer('B').querySelector('span').className") == "old"
     assert held(server, shown) == [("anna", 1)]
     assert page.click("B", "1 Read") == ""  # the refusal is no longer shown
-    assert label(page, "B") == "you hold 1"
+    assert label(page, "B") == "you read version 1"
     assert page.click("B", "2 Save") == "✓ 201 confirmed"
     assert held(server, shown) == [("anna", 1), ("ben", 1)]
     page.shows("version", "2")
     assert [(row["who"], row["said"]) for row in page.tape()] == [
-        ("ben 1", "201: is 2 now"),
+        ("ben 1", "201: version 2"),
         ("ben 1", "412: 0 is old"),
-        ("anna 1", "201: is 1 now"),
+        ("anna 1", "201: version 1"),
     ]
 
 
