@@ -5099,7 +5099,7 @@ class Result(Struct, frozen=True):
     lost: int
     oversold: int
     conflicts: int
-    rate: int  # kept in a second
+    rate: float  # kept in a second
     p95_ms: int
 
 
@@ -5179,10 +5179,15 @@ def run_race(sizes: RaceSizes, case: Case) -> Round:
         lost=len(waits) - len(kept),
         oversold=max(0, len(waits) - seats * events),
         conflicts=sum(attempt.conflicts for attempt in history),
-        rate=round(len(kept) / took_s),
+        rate=rounded(len(kept) / took_s),
         p95_ms=round(p95_s * 1e3),
     )
     return Round(result, history, kept)
+
+
+def rounded(rate: float) -> float:
+    """A rate for people: a whole number, but to a hundredth below 10."""
+    return round(rate, 2 if rate < 10 else None)
 
 
 def _throwaway(folder: str, event_ids: list[str], seats: int) -> Store:
@@ -5294,7 +5299,7 @@ def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
 
 def table(results: list[Result]) -> Iterator[str]:
     """The results in 80 columns; the bars show what was kept, see `_bar_value`."""
-    yield ROW.format("", "confirmed", "saved", "lost", "kept/s", "", "").rstrip()
+    yield ROW.format("", "confirmed", "saved", "lost", "saved/s", "", "").rstrip()
     cases = itertools.groupby(results, lambda each: (each.events, each.think_ms))
     for number, ((events, think_ms), group) in enumerate(cases):
         rows = list(group)
@@ -5375,7 +5380,7 @@ def conclusions(rounds: Rounds) -> Iterator[str]:
 def comparison(one: list[Round], other: list[Round]) -> tuple[str, str]:
     """The faster of two safe strategies, and the lesson; "" if too close to call."""
     slower, faster = sorted((one, other), key=lambda each: shown_result(each).rate)
-    ratio = shown_result(faster).rate / max(shown_result(slower).rate, 1)
+    ratio = shown_result(faster).rate / (shown_result(slower).rate or 1)
     pairs = zip(slower, faster, strict=False)  # after Ctrl-C one may have a round less
     always = all(fast.result.rate > slow.result.rate for slow, fast in pairs)
     if ratio < CLOSE or not always:
@@ -6161,7 +6166,10 @@ class PortOption(click.Option):
 )
 @click.pass_context
 def main(context: click.Context, /, db: str, *, unchecked: bool, **_: object) -> None:
-    """Sell the seats of events over HTTP, and never sell a seat twice."""
+    """Sell the seats of events over HTTP, and never sell a seat twice.
+
+    Without a command, it starts the server.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escape characters it cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -6620,8 +6628,9 @@ def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
     duration_text = f"{seconds:.0f} seconds"
     if seconds > 120:
         duration_text = f"{seconds / 60:.0f} minutes"
+    races = "race" if len(cases) == 1 else "races"
     click.echo(
-        f"{len(cases)} races of {ROUNDS} rounds: about {duration_text}. Ctrl-C shows "
+        f"{len(cases)} {races} of {ROUNDS} rounds: about {duration_text}. Ctrl-C shows "
         "the results so far.",
         err=True,
     )

@@ -96,7 +96,7 @@ class Row(NamedTuple):
     told: int
     kept: int
     lost: int
-    rate: int
+    rate: float
     bar: str
     remark: str
 
@@ -111,10 +111,10 @@ def table(out: str) -> list[Row]:
         elif found := re.fullmatch(r"(\d+) events?, (\d+) ms:", line):
             events, think_ms = int(found[1]), int(found[2])
         elif found := re.fullmatch(
-            r"(no check|lock|optimistic) +(\d+) +(\d+) +(\d+) +(\d+)  (\S*) *(.*)",
+            r"(no check|lock|optimistic) +(\d+) +(\d+) +(\d+) +([\d.]+)  (\S*) *(.*)",
             line,
         ):
-            told, kept, lost, rate = map(int, found.groups()[1:5])
+            told, kept, lost = map(int, found.groups()[1:4])
             strategy = LABELS[found[1]]
             rows.append(
                 Row(
@@ -124,7 +124,7 @@ def table(out: str) -> list[Row]:
                     told,
                     kept,
                     lost,
-                    rate,
+                    float(found[5]),
                     *found.groups()[5:],
                 )
             )
@@ -152,7 +152,7 @@ def test_the_last_screen_of_a_race_fits_24_rows_and_80_columns(plain):
     assert plain.code == 0
     assert len(lines) <= 24
     assert max(map(len, lines + plain.err.splitlines())) <= 80
-    assert lines[1].split() == ["confirmed", "saved", "lost", "kept/s"]
+    assert lines[1].split() == ["confirmed", "saved", "lost", "saved/s"]
     assert any("seats left" in line for line in lines)
     assert lines[-1].startswith("1 event, 0 ms: ")
 
@@ -280,7 +280,7 @@ def test_a_race_prints_no_empty_table():
     ended = CliRunner().invoke(ticketboss.main, ["race", *SMALL, "--strategy", "none"])
     assert ended.exit_code == 0
     assert cases(table(ended.stdout)) == [("none", 1, 5)]
-    assert ended.stdout.count("kept/s") == 1
+    assert ended.stdout.count("saved/s") == 1
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_the_strategies_are_explained_before_the_guess(tmp_path):
     assert "?" not in last  # and with --json the answer stays JSON
 
 
-def played(lock: Iterable[int], optimistic: Iterable[int], lost: int = 0) -> Any:
+def played(lock: Iterable[float], optimistic: Iterable[float], lost: int = 0) -> Any:
     """Rounds with these rates."""
     return {
         ticketboss.Case("none", 1, 0.005): [result("none", lost=lost, rate=30)],
@@ -334,7 +334,7 @@ def played(lock: Iterable[int], optimistic: Iterable[int], lost: int = 0) -> Any
     }
 
 
-def result(strategy: str, lost: int = 0, rate: int = 10) -> Any:
+def result(strategy: str, lost: int = 0, rate: float = 10) -> Any:
     """A round that came to this."""
     came_to = ticketboss.Result(strategy, 1, 5, 20, 20 - lost, lost, 0, 0, rate, 5)
     return ticketboss.Round(came_to, [], set())
@@ -377,6 +377,7 @@ def test_a_race_without_a_guess_does_not_start(tmp_path):
     ("lock", "optimistic", "lesson"),
     [
         ([9, 10, 11], [19, 20, 21], "optimistic is 2.0 times as fast, because "),
+        ([0.33, 0.33], [1.32, 1.32], "optimistic is 4.0 times as fast, because "),
         ([26, 26, 26], [20, 20, 20], "lock is 1.3 times as fast, because "),
         ([25, 25, 25], [20, 20, 20], "too close to call (1.2 times), because "),
         ([20, 20, 20], [20, 20, 20], "too close to call (1.0 times), because "),
@@ -392,6 +393,13 @@ def test_a_winner_is_clearly_faster_and_in_each_round(lock, optimistic, lesson):
     last = [*ticketboss.conclusions(played(lock, optimistic))][-1]
     assert last.startswith(f"1 event, 5 ms: {lesson}")
     assert last.endswith(".")
+
+
+def test_a_rate_below_ten_is_shown_with_its_hundredths():
+    rates = [ticketboss.rounded(rate) for rate in (1 / 3, 12.6)]
+    rows = [result("lock", rate=rate).result for rate in rates]
+    shown = table("\n".join(ticketboss.table(rows)))
+    assert [row.rate for row in shown] == rates == [0.33, 13]
 
 
 def test_the_median_round_is_shown_unless_a_safe_strategy_lost_sales():
