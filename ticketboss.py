@@ -3594,16 +3594,23 @@ def record_attempts(status: int) -> None:
 
 
 def log_line(response: Response) -> str:
-    """Method, path, status, duration; if there are any, version and attempts."""
+    """Method, path, status, duration; if there are any, version and attempts.
+
+    Of a fault also the request's id, and what the client was told.
+    """
     duration_ms = (time.perf_counter() - g.started_at) * 1e3
     line = (
         f"{request.method} {ascii(request.path)[1:-1]} {response.status_code} "
         f"{duration_ms:.1f}ms"
     )
-    if "ETag" in response.headers:
-        line += f" version={response.headers['ETag'].strip(chr(34))}"
+    version = response.headers.get("ETag", "").strip('"')
+    if version.isdigit():  # not the digest of a text
+        line += f" version={version}"
     if "X-Attempts" in g.headers:
         line += f" attempts={g.headers['X-Attempts']}"
+    if response.status_code >= 500:
+        said = response.get_data(as_text=True).strip()
+        line += f" id={response.headers['X-Request-ID']} {ascii(said)[1:-1]}"
     return line
 
 
@@ -4692,10 +4699,12 @@ DOCS: Final = r"""<!doctype html>
   body { max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
   summary { cursor: pointer; padding: .2rem 0 } summary b { font-family: monospace }
   pre { white-space: pre-wrap; padding: .5rem; background: light-dark(#eee, #222) }
-  table { border-spacing: 1rem 0 } th { text-align: left }
+  table { border-spacing: 1rem 0 } th { text-align: left; vertical-align: top }
+  th, td:nth-child(2) { white-space: nowrap } pre { user-select: all }
 </style>
 <h1>TicketBoss</h1>
-<p>All operations; programs read <a href="/openapi.json">/openapi.json</a>.</p>
+<p>All operations; programs read <a href="/openapi.json">/openapi.json</a>. A line that
+needs a reservation, an event or an account makes one first.</p>
 <main></main>
 <script nonce="NONCE">
 "use strict"
@@ -4705,15 +4714,25 @@ const add = (parent, tag, text = "") => {
   return child
 }
 const type = s => s.type || s.const || (s.enum || s.anyOf?.map(type) || []).join(" or ")
+const TITLES = {partner: "Partner API", booking: "Booking API", v1: "/api/v1",
+  description: "This description", page: "Page"}
+let schemas, last
+const shape = s => s.$ref ? shape(schemas[s.$ref.split("/").pop()]) :
+  s.items ? `[${shape(s.items)}]` : s.properties ? `{${members(s.properties)}}` : ""
+const members = properties => Object.entries(properties).map(([name, inner]) =>
+  name + (shape(inner) && ": " + shape(inner))).join(", ")
 function show(path, method, operation) {
-  const box = add(document.querySelector("main"), "details")
+  const main = document.querySelector("main"), [tag] = operation.tags
+  if (tag !== last) add(main, "h2", TITLES[last = tag])
+  const box = add(main, "details")
   const head = add(box, "summary")
   add(head, "b", `${method.toUpperCase()} ${path} `)
   add(head, "span", operation.summary)
   const sample = operation["x-codeSamples"][0].source
   const line = sample.replaceAll("ORIGIN", location.origin)
   add(box, "pre", line)
-  add(box, "button", "Copy").onclick = () => navigator.clipboard.writeText(line)
+  if (navigator.clipboard)  // there is none over plain http but to localhost
+    add(box, "button", "Copy").onclick = () => navigator.clipboard.writeText(line)
   const table = add(box, "table"), row = (...cells) => {
     const line = add(table, "tr")
     cells.forEach((text, n) => add(line, n ? "td" : "th", text))
@@ -4722,10 +4741,17 @@ function show(path, method, operation) {
   const body = operation.requestBody?.content["application/json"].schema
   for (const [name, schema] of Object.entries(body?.properties || {}))
     row(name, body.required?.includes(name) ? "body" : "body?", type(schema))
+  const errors = []
   for (const [status, answer] of Object.entries(operation.responses))
-    row(status, "answer", answer.description)
+    if (status < "400") {
+      const content = answer.content?.["application/json"]
+      row(status, "answer", content && shape(content.schema) || answer.description)
+    }
+    else errors.push(`${status} ${answer.description}`)
+  row("errors", "", errors.join(", "))
 }
 fetch("/openapi.json").then(answer => answer.json()).then(api => {
+  schemas = api.components.schemas
   for (const [path, operations] of Object.entries(api.paths))
     for (const [method, operation] of Object.entries(operations))
       show(path, method, operation)

@@ -121,6 +121,20 @@ def test_the_docs_show_every_operation_with_its_line_in_a_browser(serve, tmp_pat
             operation["x-codeSamples"][0]["source"].replace("ORIGIN", server.url)
             for _, _, operation in told
         ]
+        assert page.run("texts('h2')") == [
+            "Partner API",
+            "Booking API",
+            "/api/v1",
+            "This description",
+            "Page",
+        ]
+        rows = page.run("texts('tr')")
+        assert "201answer{reservationId, seats, status}" in rows
+        assert any(
+            row.startswith("200answer[{reservationId, partnerId") for row in rows
+        )
+        assert "200answer{message, error, data: {token}}" in rows
+        assert any(re.match("errors400 Bad Request, .*409 Conflict", r) for r in rows)
         page.run("all('summary')[0].click()")
         assert page.run("all('details')[0].open")
         assert page.run("violations") == []
@@ -128,5 +142,15 @@ def test_the_docs_show_every_operation_with_its_line_in_a_browser(serve, tmp_pat
             "/docs",
             "/openapi.json",
         }
+        count = page.run("all('button').length")
+        assert count == len(told)
+        # Over plain http from another machine there is no clipboard.
+        page.run("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        page.run(
+            "fetch('/openapi.json').then(a => a.json()).then(api => show('/event',"
+            "'get', api.paths['/event'].get))"
+        )
+        page.until(f"all('details').length === {len(told) + 1}")
+        assert page.run("all('button').length") == count
     finally:
         browser.end()

@@ -381,6 +381,26 @@ def test_a_request_is_one_line_in_the_log_whatever_its_path(make_app, caplog, od
     assert line.isprintable()
 
 
+def test_the_log_says_why_a_request_failed_and_under_which_id(make_app, caplog, db):
+    client = make_app().test_client()
+    with caplog.at_level("INFO", "ticketboss"):
+        client.get("/event")
+        client.get("/attempts")  # whose ETag is no version
+        db.write_text('{"event": 1}')
+        answer = client.get("/event", headers={"X-Request-ID": "mine-7"})
+    lines = [
+        re.sub(r"[0-9.]+ms", "ms", record.getMessage())
+        for record in caplog.records
+        if record.name == "ticketboss"
+    ]
+    assert answer.status_code == 503
+    assert lines == [
+        "GET /event 200 ms version=0",
+        "GET /attempts 200 ms",
+        f"GET /event 503 ms id=mine-7 {answer.text.strip()}",
+    ]
+
+
 HOLDER = """
 import sys
 from ticketboss import Store
