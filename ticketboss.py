@@ -384,6 +384,17 @@ class InDoubt(TicketBossError):
 # Knows no files, no clock, no randomness and no HTTP.
 
 
+T = TypeVar("T")
+
+
+def differences(before: Mapping[str, T], after: Mapping[str, T]) -> dict[str, T | None]:
+    """The values of `after` that differ from `before`; None for removed ones."""
+    if after is before:
+        return {}
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    return changed | dict.fromkeys(before.keys() - after.keys())
+
+
 def find_key_use(
     uses: tuple[KeyUse, ...], key: str | None, request: str
 ) -> KeyUse | None:
@@ -665,15 +676,18 @@ class Document(Struct, frozen=True):
 
     def changed_since(
         self, before: Document | None
-    ) -> Mapping[str, Reservation] | None:
-        """The reservations that changes put in front of those of `before`.
+    ) -> Mapping[str, Reservation | None]:
+        """The reservations that differ from those of `before`; None for removed ones.
 
-        None if this document was not made from `before` by changes.
+        Costs nothing if this document was made from `before` by changes.
         """
-        if before is None or not isinstance(self.reservations, ChainMap):
-            return None
-        changes, found = self.reservations.maps
-        return changes if found is before.reservations else None
+        if before is None:
+            return self.reservations
+        if isinstance(self.reservations, ChainMap):
+            changes, found = self.reservations.maps
+            if found is before.reservations:
+                return changes
+        return differences(before.reservations, self.settled().reservations)
 
     def settled(self) -> Document:
         """The same document, with all its reservations in one dict."""
@@ -690,19 +704,21 @@ class Document(Struct, frozen=True):
         event = self.event
         held = 0
         changed = self.changed_since(before)
-        if before is not None and changed is not None:
+        if before is not None:
             replaced = [before.reservations.get(key) for key in changed]
             held = before.event.total_seats - before.event.available_seats
             held -= sum(r.seats for r in replaced if r and r.status == "confirmed")
-        else:
-            changed = self.reservations
-        held += sum([r.seats for r in changed.values() if r.status == "confirmed"])
+        held += sum(
+            [r.seats for r in changed.values() if r and r.status == "confirmed"]
+        )
         if held + event.available_seats != event.total_seats:
             yield (
                 f"{held} seats confirmed and {event.available_seats} available do not "
                 f"make {event.total_seats} in total"
             )
         for key, reservation in changed.items():
+            if reservation is None:
+                continue
             if key != reservation.reservation_id:
                 yield f"reservation {reservation.reservation_id} has the key {key}"
             latest = max(
@@ -795,10 +811,8 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
     def changes_since(self, before: Accounts) -> Iterator[Change]:
         """Yield each value that differs, also the removed ones."""
         yield Change("", "", replace(self, members={}))
-        for key in {**before.members, **self.members}:
-            account = self.members.get(key)
-            if account != before.members.get(key):
-                yield Change("", key, account)
+        for key, account in differences(before.members, self.members).items():
+            yield Change("", key, account)
 
 
 NO_ACCOUNTS: Final = Accounts()
@@ -879,12 +893,7 @@ class Database(Struct, frozen=True):
             if document is old:
                 continue
             yield Change(event_id, "", document.event)
-            changed = document.changed_since(old)
-            if changed is None:
-                changed = document.reservations
-                for key in old.reservations.keys() - changed.keys() if old else ():
-                    yield Change(event_id, key, None)
-            for key, reservation in changed.items():
+            for key, reservation in document.changed_since(old).items():
                 yield Change(event_id, key, reservation)
         for event_id in before.documents.keys() - self.documents.keys():
             for key in ("", *before.documents[event_id].reservations):
@@ -936,10 +945,10 @@ class Database(Struct, frozen=True):
 
 
 class StoredEvent(Value, frozen=True):
-    """The layout of an event in db.json. Its reservations are decoded one by one."""
+    """The layout of an event in db.json."""
 
     event: Event
-    reservations: dict[str, Raw]
+    reservations: dict[str, Reservation]
 
 
 class StoredDatabase(StoredEvent, frozen=True):
@@ -948,24 +957,16 @@ class StoredDatabase(StoredEvent, frozen=True):
     events: dict[str, StoredEvent] = {}
     accounts: Accounts = NO_ACCOUNTS
 
-    def all_events(self) -> dict[str, StoredEvent]:
-        """All events by id, the seeded one first. Raises ValueError."""
+    def database(self) -> Database:
+        """The database in this layout. Raises ValueError if it does not add up."""
         seeded = str(self.event.event_id)
         if seeded in self.events:
             raise ValueError(f"the event {seeded} occurs twice")
-        return {seeded: self, **self.events}
-
-    def database(self, reservations: dict[str, dict[str, Reservation]]) -> Database:
-        """The database in this layout, with these reservations of each event.
-
-        Raises ValueError if it does not add up.
-        """
-        seeded = str(self.event.event_id)
         if self.event.deleted:
             raise ValueError(f"its first event {seeded} is marked deleted")
         documents = {
-            key: Document.of(stored.event, reservations[key])
-            for key, stored in self.all_events().items()
+            key: Document.of(stored.event, stored.reservations)
+            for key, stored in {seeded: self, **self.events}.items()
         }
         database = Database(seeded, documents, self.accounts)
         for problem in database.check():
@@ -1080,7 +1081,7 @@ class AnyStore(Protocol):
 
 
 class Snapshot:
-    """A parsed database, its text, and an open descriptor of its file.
+    """A parsed database, and an open descriptor of its file.
 
     The descriptor pins the inode, so device, inode, time and size identify the
     content. An unpinned inode is reused, and a stale cache looks fresh (300 versions
@@ -1096,17 +1097,13 @@ class Snapshot:
         self.file_id = _file_id(status)
         self.problem = ""  # why there is no database in it
         self.database: Database
-        self.lines = Lines({}, b"")
 
-    def parse(self, before: Snapshot | None) -> None:
-        """Read the file. Lines that are also in `before` are not decoded again.
-
-        A damaged file raises nothing here: `problem` says what is wrong.
-        """
+    def parse(self) -> None:
+        """Read the file. A damaged one raises nothing: `problem` says what is wrong."""
         with open(self._fd, "rb", closefd=False) as file:
             text = file.read()
         try:
-            self.database, self.lines = _decode(text, before)
+            self.database = _decode(text)
         except Damaged as error:
             self.problem = str(error)
 
@@ -1132,6 +1129,7 @@ class Store:
         self._parsing = threading.Lock()  # held by the thread that parses a new file
         self._snapshot: Snapshot | None = None  # of the file as last seen
         self._written: Snapshot | None = None  # of the file that we renamed last
+        self._encoded = Encoded(Database("", {}, NO_ACCOUNTS), {}, b"")  # the last one
         self._write_error = ""  # why the last write failed, or may not survive a crash
         self._must_write = False  # the last write may not survive a crash
         self._proved_at = -math.inf
@@ -1150,7 +1148,7 @@ class Store:
                 self._remove_leftovers()
                 is_new = may_seed or os.fstat(self._lock_fd).st_size == 0
                 if is_new and not os.path.lexists(self.path):
-                    self._seed(_fresh_text(seed(seats)), folder_fd)
+                    self._seed(self._encode(seed(seats)).text(), folder_fd)
             self.load()
             self._mark_lock()
             if prove:
@@ -1163,7 +1161,7 @@ class Store:
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False
-            self._seed(_fresh_text(database), folder_fd)
+            self._seed(self._encode(database).text(), folder_fd)
             self._mark_lock()
             return True
 
@@ -1172,7 +1170,7 @@ class Store:
         with self.lock(is_start=True) as folder_fd:
             if not os.path.isfile(self.path):  # such as /dev/null
                 raise Unavailable("db.json is not a regular file", self.path)
-            with self._temp_file(_fresh_text(seed(seats))) as temp_path:
+            with self._temp_file(self._encode(seed(seats)).text()) as temp_path:
                 self._keep(kept)
                 try:
                     os.replace(temp_path, self.path)
@@ -1195,7 +1193,7 @@ class Store:
                     snapshot = self._known(_file_id(os.stat(self.path)))
                     if snapshot is None:
                         snapshot = Snapshot(self.path)
-                        snapshot.parse(self._snapshot)
+                        snapshot.parse()
                         self._snapshot = snapshot
         if snapshot.problem:
             raise Damaged(snapshot.problem)
@@ -1222,14 +1220,12 @@ class Store:
             if merged is None:
                 return False
             if merged is not now.database or self._must_write:
-                lines = _encode(merged, now)
-                text = _text(merged, lines)
+                encoded = self._encode(merged)
                 with self._temp_file(
-                    text, is_private=merged.has_password_hashes
+                    encoded.text(), is_private=merged.has_password_hashes
                 ) as temp_path:
                     snapshot = Snapshot(temp_path)
-                    snapshot.database = merged.settled()
-                    snapshot.lines = lines
+                    snapshot.database = encoded.database
                     if not self._files_unchanged(now):
                         os.unlink(temp_path)
                         return False
@@ -1407,6 +1403,11 @@ class Store:
                 os.rename(temp_path, self.path)
         self._sync_folder(folder_fd)
 
+    def _encode(self, database: Database) -> Encoded:
+        encoded = _encode(database, self._encoded)
+        self._encoded = encoded
+        return encoded
+
     def _keep(self, kept: str) -> None:
         """Keep the present file also under another name."""
         if not _link(self.path, kept):
@@ -1475,81 +1476,55 @@ def _link(path: str, other: str) -> bool:
     return True
 
 
-def _fresh_text(database: Database) -> list[bytes]:
-    return _text(database, _encode(database, None))
+class Encoded(NamedTuple):
+    """A database, and the parts of its text that change only with their records."""
 
-
-T = TypeVar("T")
-
-
-class Lines(NamedTuple):
-    """The parts of db.json's text that change only with their records."""
-
-    reservations: dict[str, dict[str, bytes]]  # a line for each, by event and id
+    database: Database
+    lines: dict[str, dict[str, bytes]]  # one for each reservation, by event and id
     accounts: bytes
 
+    def text(self) -> list[bytes]:
+        """The text of db.json, in parts, because joining large ones would copy them."""
+        seeded = self.database.seeded
+        events: dict[str, Any] = {
+            key: {"event": document.event, "reservations": None}
+            for key, document in self.database.documents.items()
+        }
+        layout = events.pop(seeded) | ({"events": events} if events else {})
+        outline = msgspec.json.format(msgspec.json.encode(layout), indent=2)
+        start, *gaps = outline.removesuffix(b"\n}").split(b'"reservations": null')
+        parts = [start]
+        for key, gap in zip([seeded, *events], gaps, strict=True):
+            newline = b"\n    " if key == seeded else b"\n        "
+            listed = (b"," + newline).join(self.lines[key].values())
+            text = [newline, listed, newline[:-2]] if listed else []
+            parts += [b'"reservations": {', *text, b"}", gap]
+        if self.database.accounts.version:
+            parts += [b',\n  "accounts": ', self.accounts]
+        return [*parts, b"\n}\n"]
 
-def _encode(database: Database, before: Snapshot | None) -> Lines:
-    """The lines of a database; only what changed since `before` is encoded."""
-    reservations = {}
+
+def _encode(database: Database, before: Encoded) -> Encoded:
+    """Encode a database; of its records, only those that are not in `before`."""
+    lines = {}
     for key, document in database.documents.items():
-        old = before.database.documents.get(key) if before else None
-        changed = document.changed_since(old)
-        if before and document is old:
-            reservations[key] = before.lines.reservations[key]
-        elif before and changed is not None:
-            reservations[key] = before.lines.reservations[key] | _lines_of(changed)
-        else:
-            reservations[key] = _lines_of(document.reservations)
-    if before and database.accounts is before.database.accounts:
-        return Lines(reservations, before.lines.accounts)
-    return Lines(reservations, _pretty(database.accounts, b"  "))
+        known = before.lines.get(key, {})
+        changed = document.changed_since(before.database.documents.get(key))
+        if None in changed.values():
+            known, changed = {}, document.reservations
+        lines[key] = known | _lines_of(changed)
+    accounts = before.accounts
+    if database.accounts is not before.database.accounts:
+        text = msgspec.json.format(msgspec.json.encode(database.accounts), indent=2)
+        accounts = text.replace(b"\n", b"\n  ")
+    return Encoded(database.settled(), lines, accounts)
 
 
-def _lines_of(records: Mapping[str, Struct]) -> dict[str, bytes]:
+def _lines_of(records: Mapping[str, Struct | None]) -> dict[str, bytes]:
     return {
-        key: _key(key) + msgspec.json.format(msgspec.json.encode(record), indent=0)
+        key: msgspec.json.format(msgspec.json.encode({key: record}), indent=0)[1:-1]
         for key, record in records.items()
     }
-
-
-def _key(key: str) -> bytes:
-    return msgspec.json.encode(key) + b": "
-
-
-def _pretty(value: Struct, indent: bytes) -> bytes:
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    return text.replace(b"\n", b"\n" + indent)
-
-
-def _text(database: Database, lines: Lines) -> list[bytes]:
-    """The text of db.json, in parts, because joining large ones would copy them."""
-    seeded = database.seeded
-    document = database.documents[seeded]
-    parts = [b"{\n", *_event_text(document.event, lines.reservations[seeded], b"  ")]
-    others = [key for key in database.documents if key != seeded]
-    for key in others:
-        event = database.documents[key].event
-        parts.append(b',\n  "events": {\n' if key == others[0] else b",\n")
-        parts.append(b"    " + _key(key) + b"{\n")
-        parts += _event_text(event, lines.reservations[key], b"      ")
-        parts.append(b"\n    }")
-    if others:
-        parts.append(b"\n  }")
-    if database.accounts.version:
-        parts += [b',\n  "accounts": ', lines.accounts]
-    parts.append(b"\n}\n")
-    return parts
-
-
-def _event_text(event: Event, lines: dict[str, bytes], indent: bytes) -> list[bytes]:
-    before = indent + b'"event": ' + _pretty(event, indent) + b",\n"
-    before += indent + b'"reservations": '
-    if not lines:
-        return [before, b"{}"]
-    newline = b"\n" + indent + b"  "
-    listed = (b"," + newline).join(lines.values())
-    return [before, b"{", newline, listed, b"\n", indent, b"}"]
 
 
 def _write(fd: int, parts: list[bytes]) -> None:
@@ -1566,52 +1541,41 @@ def _write(fd: int, parts: list[bytes]) -> None:
         small = []
 
 
-def _decode(text: bytes, before: Snapshot | None) -> tuple[Database, Lines]:
-    """The database in a text, and its lines. Raises Damaged."""
+def _decode(text: bytes) -> Database:
+    """The database in a text. Raises Damaged."""
     text = text.removeprefix(codecs.BOM_UTF8)  # PowerShell and some editors write one
     try:
-        stored = msgspec.json.decode(text, type=StoredDatabase)
-        database, lines = _decode_records(stored, before)
+        stored = _decode_stored(text)
+        database = stored.database()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"db.json is not valid: {error}") from None
     except ValueError as error:
         raise Damaged(f"db.json does not add up: {error}") from None
-    if b"".join(_text(database, lines)) == text:
-        return database, lines
-    # The text is not in our own layout, so it was edited, and a field may occur twice.
+    if msgspec.json.format(text, indent=-1) == msgspec.json.encode(stored):
+        return database
+    # It is not what we would write, so it was edited, and a field may occur twice.
     try:
         UNAMBIGUOUS.decode(text.decode())
     except (ValueError, RecursionError) as error:
         raise Damaged(f"db.json is ambiguous: {error}") from None
-    return database, _encode(database, None)
+    return database
 
 
-def _decode_records(
-    stored: StoredDatabase, before: Snapshot | None
-) -> tuple[Database, Lines]:
-    """Decode each record whose line is not the same in `before`. Raises ValueError."""
-    reservations: dict[str, dict[str, Reservation]] = {}
-    lines: dict[str, dict[str, bytes]] = {}
-    for event_key, event in stored.all_events().items():
-        known: Mapping[str, Reservation] = {}
-        known_lines: dict[str, bytes] = {}
-        if before is not None and event_key in before.lines.reservations:
-            known = before.database.documents[event_key].reservations
-            known_lines = before.lines.reservations[event_key]
-        reservations[event_key] = {}
-        lines[event_key] = {}
-        for key, raw in event.reservations.items():
-            text = bytes(raw)
-            line = known_lines.get(key, b"")
-            if line.endswith(text):  # after the same key
-                record = known[key]
-            else:
-                record = _decode_record(f"the reservation {key!a}", text, Reservation)
-                line = _key(key) + text
-            reservations[event_key][key] = record
-            lines[event_key][key] = line
-    database = stored.database(reservations)
-    return database, Lines(lines, _pretty(database.accounts, b"  "))
+def _decode_stored(text: bytes) -> StoredDatabase:
+    try:
+        return msgspec.json.decode(text, type=StoredDatabase)
+    except msgspec.ValidationError as error:
+        if "reservations[...]" not in str(error):
+            raise
+        # Find the record, which the error does not name.
+        fields = msgspec.json.decode(text, type=dict[str, Raw])
+        more = fields.get("events", b"{}")
+        events = msgspec.json.decode(more, type=dict[str, dict[str, Raw]])
+        for event in (fields, *events.values()):
+            records = event.get("reservations", b"{}")
+            for key, raw in msgspec.json.decode(records, type=dict[str, Raw]).items():
+                _decode_record(f"the reservation {key!a}", raw, Reservation)
+        raise
 
 
 def _decode_record(place: str, text: bytes | str, kind: type[T]) -> T:
@@ -5078,9 +5042,9 @@ CLOSE: Final = 1.3  # below this ratio, another run may say the opposite
 class UncheckedStore(Store):
     """A store that does not compare: the mistake that this program is about."""
 
-    def swap(self, seen: Snapshot, wanted: Database) -> bool:
+    def swap(self, seen: Snapshot, wanted: Database) -> bool:  # noqa: ARG002 -- that is it
         """Write `wanted` over the present content, changed or not."""
-        with self._temp_file(_text(wanted, _encode(wanted, seen))) as temp_path:
+        with self._temp_file(self._encode(wanted).text()) as temp_path:
             os.replace(temp_path, self.path)
         return True
 
