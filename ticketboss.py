@@ -412,6 +412,16 @@ def with_key_use(uses: tuple[KeyUse, ...], use: KeyUse) -> tuple[KeyUse, ...]:
     return (*uses, use)[-MAX_KEY_USES:]
 
 
+def waiting_among(reservations: Iterable[Reservation]) -> dict[str, Reservation]:
+    """The waiting ones by id, by version, which is the order of arrival.
+
+    A clock that jumps cannot change it.
+    """
+    waiting = [r for r in reservations if r.status == "waitlisted"]
+    waiting.sort(key=lambda r: r.event_version_at_reservation or 0)
+    return {r.reservation_id: r for r in waiting}
+
+
 class Document(Struct, frozen=True):
     """An event with its reservations: the unit of optimistic concurrency.
 
@@ -422,19 +432,12 @@ class Document(Struct, frozen=True):
 
     event: Event
     reservations: Mapping[str, Reservation]
-    waiting: tuple[str, ...]  # the ids of the waiting reservations, first come first
+    waiting: dict[str, Reservation]  # the waiting list by id, first come first
 
     @staticmethod
     def of(event: Event, reservations: dict[str, Reservation]) -> Document:
-        """A document as it is stored: its waiting list is found in the reservations.
-
-        The list is ordered by version, which is the order of arrival. A clock that
-        jumps cannot change it.
-        """
-        waiting = [r for r in reservations.values() if r.status == "waitlisted"]
-        waiting.sort(key=lambda r: r.event_version_at_reservation or 0)
-        ids = tuple(r.reservation_id for r in waiting)
-        return Document(event, reservations, ids)
+        """A document as it is stored: its waiting list is found in the reservations."""
+        return Document(event, reservations, waiting_among(reservations.values()))
 
     @staticmethod
     def open(existing: Document | None, event: Event) -> Document:
@@ -478,7 +481,7 @@ class Document(Struct, frozen=True):
         may_wait = queue == "when short" or (queue == "when sold out" and on_sale == 0)
         if not may_wait or order.seats > event.total_seats:
             text = "Not enough seats left"
-            if self.is_head_held_up():
+            if self.repair() is not self:
                 text += (
                     ". Some are held for the waiting list; run `ticketboss.py audit "
                     "--repair` to hand them out."
@@ -515,7 +518,7 @@ class Document(Struct, frozen=True):
                 f"{confirmed} seats are confirmed, so totalSeats cannot be "
                 f"{event.total_seats}"
             )
-        largest = max((order.seats for order in self.waiting_list()), default=0)
+        largest = max((order.seats for order in self.waiting.values()), default=0)
         if event.total_seats < min(largest, self.event.total_seats):
             raise TooFewSeats(
                 f"An order of {largest} seats waits, so totalSeats cannot be "
@@ -601,7 +604,7 @@ class Document(Struct, frozen=True):
         """
         left = self.event.available_seats
         promoted = {}
-        for head in self.waiting_list():
+        for head in self.waiting.values():
             if head.seats > left:
                 break
             left -= head.seats
@@ -610,29 +613,17 @@ class Document(Struct, frozen=True):
             return self
         return self.with_records(replace(self.event, available_seats=left), promoted)
 
-    def is_head_held_up(self) -> bool:
-        """Whether the head of the waiting list could have the free seats.
-
-        No change of ours leaves an event like this. A program that edits the file and
-        knows no waiting list can.
-        """
-        if not self.waiting:
-            return False
-        return self.reservations[self.waiting[0]].seats <= self.event.available_seats
-
     def repair(self) -> Document:
         """Promote the waiting orders for which seats are free; one change.
 
-        Returns the same object if there are none.
+        Returns the same object if there are none. No change of ours leaves any. A
+        program that edits the file and knows no waiting list can.
         """
-        if not self.is_head_held_up():
+        promoted = self.promote()
+        if promoted is self:
             return self
-        event = replace(self.event, version=self.event.version + 1)
-        return replace(self, event=event).promote()
-
-    def waiting_list(self) -> list[Reservation]:
-        """The waiting list, first come first."""
-        return [self.reservations[reservation_id] for reservation_id in self.waiting]
+        event = replace(promoted.event, version=self.event.version + 1)
+        return replace(promoted, event=event)
 
     def is_replay(self, order: Reservation) -> bool:
         """Whether this key already produced this reservation.
@@ -757,18 +748,7 @@ class Document(Struct, frozen=True):
 
     def with_records(self, event: Event, changed: dict[str, Reservation]) -> Document:
         """This document with another event, and some other reservations."""
-        kept = (
-            key
-            for key in self.waiting
-            if key not in changed or changed[key].status == "waitlisted"
-        )
-        joined = [
-            key
-            for key, reservation in changed.items()
-            if reservation.status == "waitlisted" and key not in self.waiting
-        ]
-        joined.sort(key=lambda key: changed[key].event_version_at_reservation or 0)
-        waiting = (*kept, *joined) if self.waiting or joined else ()
+        waiting = waiting_among({**self.waiting, **changed}.values())
         if isinstance(self.reservations, ChainMap):
             earlier, found = self.reservations.maps
             reservations = ChainMap({**earlier, **changed}, found)
@@ -2233,7 +2213,7 @@ class BoxOffice:
             return outcome
         found = outcome.document.find_booking(names, account_id)
         waiting = cast("Reservation", found)
-        position = outcome.document.waiting.index(waiting.reservation_id) + 1
+        position = [*outcome.document.waiting].index(waiting.reservation_id) + 1
         return replace(outcome, reservation=waiting, position=position)
 
     def _sell(
@@ -6296,7 +6276,7 @@ def audit(db: str, *, repair: bool) -> None:
     with exit_with_message(db):
         store = open_store(db)
         database = store.load().database
-        if repair and any(d.is_head_held_up() for d in database.events()):
+        if repair and any(d.repair() is not d for d in database.events()):
             store.open(DEFAULTS.seats, may_seed=False)
             BoxOffice(store, DEFAULTS).repair()
             before, database = database, store.load().database
@@ -6347,16 +6327,16 @@ def audit_problems(document: Document) -> Iterator[str]:
     for ids in active.values():
         if len(ids) > 1:
             yield f"one user has more than one ticket: {', '.join(ids)}"
-    for waiting in document.waiting_list():
+    for waiting in document.waiting.values():
         if waiting.seats > document.event.total_seats:
             yield (
                 f"{waiting.reservation_id} waits for {waiting.seats} seats, more than "
                 "the event has"
             )
-    if document.is_head_held_up():
+    if document.repair() is not document:
         yield (
-            f"{document.waiting[0]}, the head of the waiting list, could have the free "
-            "seats; run `audit --repair` to hand them out"
+            f"{next(iter(document.waiting))}, the head of the waiting list, could have "
+            "the free seats; run `audit --repair` to hand them out"
         )
 
 

@@ -54,7 +54,7 @@ def names(document, status):
 
 def line(document):
     """The waiting orders, head first."""
-    return "".join(r.reservation_id for r in document.waiting_list())
+    return "".join(r.reservation_id for r in document.waiting.values())
 
 
 def numbers(document):
@@ -427,7 +427,7 @@ def check(before, after):
     assert after.event.version == before.event.version + 1
     assert [*after.check()] == []
     assert 0 <= after.event.available_seats <= after.event.total_seats
-    was, now = before.waiting_list(), after.waiting_list()
+    was, now = [*before.waiting.values()], [*after.waiting.values()]
     if now:  # no seat is free that the head could have
         assert now[0].seats > after.event.available_seats
     assert [r.joined_at > 0 for r in now] == [True] * len(now)
@@ -480,7 +480,7 @@ def test_the_invariants_hold_in_every_order_of_a_few_steps(pick):
             if after is None:
                 continue
             walked += 1
-            promoted += len(after.waiting_list()) < len(document.waiting_list())
+            promoted += len(after.waiting) < len(document.waiting)
             try:
                 check(document, after)
             except AssertionError as error:
