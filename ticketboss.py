@@ -1123,16 +1123,15 @@ class Store:
         Raises Unwritable, and Unavailable if the file is missing or damaged; it is
         never replaced by an empty one.
         """
-        with self.lock(is_start=True) as folder_fd:
+        with self.lock(is_start=True):
             with self._writing("The folder cannot be used", self._folder):
                 self._remove_leftovers()
                 is_new = may_seed or os.fstat(self._lock_fd).st_size == 0
-                if is_new and not os.path.lexists(self.path):
-                    self._seed(self._encode(seed(seats)).text(), folder_fd)
+            if is_new:
+                self.create(seed(seats))
             self.load()
-            self._mark_lock()
-            if prove:
-                self._prove(folder_fd)
+        if prove:
+            self._prove()
 
     def create(self, database: Database) -> bool:
         """Make the file if there is none; return whether there was none."""
@@ -1141,8 +1140,12 @@ class Store:
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False
-            self._seed(self._encode(database).text(), folder_fd)
-            self._mark_lock()
+            with self._temp_file(self._encode(database).text()) as temp_path:
+                if _link(temp_path, self.path):  # complete, and never over a file
+                    os.unlink(temp_path)
+                else:  # the lock alone keeps others from seeding
+                    os.rename(temp_path, self.path)
+            self._sync_folder(folder_fd)
             return True
 
     def reset(self, seats: int, kept: str) -> str:
@@ -1158,7 +1161,6 @@ class Store:
                     os.unlink(kept)
                     raise
             self._sync_folder(folder_fd)
-            self._mark_lock()
             return kept
 
     def load(self) -> Snapshot:
@@ -1224,8 +1226,7 @@ class Store:
             self.load()
             if self._write_error and time.monotonic() > self._proved_at + 5:
                 self._proved_at = time.monotonic()
-                with self.lock() as folder_fd:
-                    self._prove(folder_fd)
+                self._prove()
         except Contended:
             pass  # then another process can write
         except TicketBossError as error:
@@ -1253,6 +1254,9 @@ class Store:
                     if not is_start:
                         self._require_marked_lock()
                     yield folder_fd
+                    if is_start:  # a byte marks the lock as made by a start
+                        with self._writing("The lock cannot be used", self._lock_path):
+                            os.ftruncate(self._lock_fd, 1)
                 finally:
                     # The change is already made. But a lock that is not released shuts
                     # out everybody else for ever, so try a second time if need be.
@@ -1284,11 +1288,6 @@ class Store:
                 on_acquired=lambda fd: setattr(self, "_lock_fd", fd),
             )
         return self._file_locks[os.getpid()]
-
-    def _mark_lock(self) -> None:
-        """Mark the lock file as made by a start, by a byte in it."""
-        with self._writing("The lock cannot be used", self._lock_path):
-            os.ftruncate(self._lock_fd, 1)
 
     def _require_marked_lock(self) -> None:
         """Refuse a lock file that was not made by a start.
@@ -1375,14 +1374,6 @@ class Store:
         self._write_error = why
         self._proved_at = time.monotonic()
 
-    def _seed(self, text: list[bytes], folder_fd: int) -> None:
-        with self._temp_file(text) as temp_path:
-            if _link(temp_path, self.path):  # complete, and never over a file
-                os.unlink(temp_path)
-            else:  # the lock alone keeps others from seeding
-                os.rename(temp_path, self.path)
-        self._sync_folder(folder_fd)
-
     def _encode(self, database: Database) -> Encoded:
         encoded = _encode(database, self._encoded)
         self._encoded = encoded
@@ -1391,18 +1382,17 @@ class Store:
     def _keep(self, kept: str) -> None:
         """Keep the present file also under another name."""
         if not _link(self.path, kept):
-            with open(self.path, "rb") as file:
-                text = file.read()
+            text = Path(self.path).read_bytes()
             with self._temp_file([text], is_private=True) as temp_path:
                 os.rename(temp_path, kept)
 
-    def _prove(self, folder_fd: int) -> None:
+    def _prove(self) -> None:
         """Replace the file by a copy of itself; raises what a change would raise."""
-        with open(self.path, "rb") as file:
-            text = file.read()
-        with self._temp_file([text], is_private=self._is_private()) as temp_path:
-            os.replace(temp_path, self.path)
-        self._sync_folder(folder_fd)
+        with self.lock() as folder_fd:
+            text = Path(self.path).read_bytes()
+            with self._temp_file([text], is_private=self._is_private()) as temp_path:
+                os.replace(temp_path, self.path)
+            self._sync_folder(folder_fd)
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files; no writer uses them, because we hold the lock."""
