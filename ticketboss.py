@@ -839,8 +839,8 @@ class Database(Struct, frozen=True):
         """All events that exist, the seeded one first."""
         return [d for d in self.documents.values() if not d.event.deleted]
 
-    def find_opened(self, key: str | None, request: str) -> Event | None:
-        """The event that was opened under this key, with the version it had then.
+    def find_opened(self, key: str | None, request: str, event: Event) -> Event | None:
+        """`event` as it was opened under this key; None if it was not.
 
         Raises KeyReused.
         """
@@ -849,7 +849,13 @@ class Database(Struct, frozen=True):
         for document in self.documents.values():
             use = find_key_use(document.event.key_uses, key, request)
             if use is not None:
-                return replace(document.event, version=use.version)
+                old = document.event
+                return replace(
+                    event,
+                    event_id=old.event_id,
+                    created_at=old.created_at,
+                    version=use.version,
+                )
         return None
 
     def with_document(self, document: Document) -> Database:
@@ -2131,6 +2137,7 @@ class ChangeAttempt(Struct):
     event_id: str = ""
     reads: list[int] = []  # the event's version at each decision
     version: int = 0  # the event's version after the attempt
+    first_version: int | None = None  # for a replay, the version that it first made
 
 
 class Caller(Struct, frozen=True):
@@ -2147,7 +2154,6 @@ class Outcome(Struct, frozen=True):
 
     document: Document  # after the change
     attempts: int  # how many times it was decided
-    changed: bool  # False if there was nothing to do
     reservation: Reservation | None = None  # as in the first answer
     position: int = 0  # in the waiting list; 0 if it does not wait
     first_version: int | None = None  # for a replay, the version that it first made
@@ -2215,6 +2221,8 @@ class BoxOffice:
     ) -> Outcome:
         def decide(document: Document) -> Document:
             if document.is_replay(order):
+                known = document.reservations[order.reservation_id]
+                attempt.first_version = known.event_version_at_reservation or 0
                 return document
             document.require_version(caller.if_match)
             return change(document)
@@ -2253,18 +2261,15 @@ class BoxOffice:
             attempt.seats = seats or (held.seats if held else 0)
             self._require_owner(held, caller)
             uses = held.origin.key_uses if held else ()
-            if find_key_use(uses, caller.key, wanted) and seats is not None:
+            earlier = find_key_use(uses, caller.key, wanted)
+            if earlier is not None and seats is not None:
+                attempt.first_version = earlier.version
                 return document
             document.require_version(caller.if_match)
             after = document.cancel(reservation_id, at, seats)
             return after.remember(caller.key, wanted, reservation_id)
 
-        outcome = self._change(event_id, decide, caller, attempt)
-        if outcome.changed:
-            return outcome
-        uses = outcome.document.reservations[reservation_id].origin.key_uses
-        earlier = cast("KeyUse", find_key_use(uses, caller.key, wanted))
-        return replace(outcome, first_version=earlier.version)
+        return self._change(event_id, decide, caller, attempt)
 
     def cancel_booking(
         self, event_id: str, names: frozenset[str], not_found: str, caller: Caller
@@ -2375,7 +2380,7 @@ class BoxOffice:
         wanted = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
         def decide(database: Database) -> Database:
-            if database.find_opened(caller.key, wanted) is not None:
+            if database.find_opened(caller.key, wanted, event) is not None:
                 return database
             used = database.documents
             own_id = event_id
@@ -2393,15 +2398,16 @@ class BoxOffice:
             return database.with_document(document.remember(caller.key, wanted))
 
         pending = self.transactions.transact(decide)
+        after = pending.database
         if not pending.changed:
-            found = pending.database.find_opened(caller.key, wanted)
-            return replayed_opening(event, cast("Event", found), pending.attempts)
-        documents = pending.database.documents
+            first = cast("Event", after.find_opened(caller.key, wanted, event))
+            document = Document.of(first, {})
+            return Outcome(document, pending.attempts, first_version=first.version)
         # Without an id, the event is the newest one, which is the last.
-        key = [*documents][-1]
+        key = [*after.documents][-1]
         if event_id is not None:
-            key = pending.database.key_of(str(event_id))
-        return Outcome(documents[key], pending.attempts, changed=True)
+            key = after.key_of(str(event_id))
+        return Outcome(after.documents[key], pending.attempts)
 
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
         """Remove an event with all its bookings; never the seeded one.
@@ -2450,20 +2456,19 @@ class BoxOffice:
         """
         key = caller.key and f"change {caller.key}"  # not the key of its opening
         wanted = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:32]
+        attempt = ChangeAttempt("change")
 
         def decide(document: Document) -> Document:
             self._require_event_owner(document, caller)
-            if find_key_use(document.event.key_uses, key, wanted):
+            earlier = find_key_use(document.event.key_uses, key, wanted)
+            if earlier is not None:
+                attempt.first_version = earlier.version
                 return document
             document.require_version(caller.if_match)
             after = document.change(changes)
             return after if after is document else after.remember(key, wanted)
 
-        outcome = self._change(event_id, decide, caller, ChangeAttempt("change"))
-        use = find_key_use(outcome.document.event.key_uses, key, wanted)
-        if outcome.changed or use is None:
-            return outcome
-        return replace(outcome, first_version=use.version)
+        return self._change(event_id, decide, caller, attempt)
 
     def register(
         self, account: Account, *, first_is_admin: bool
@@ -2535,20 +2540,8 @@ class BoxOffice:
         pending = self.transactions.transact(decide_database)
         document = pending.database.documents[pending.database.key_of(event_id)]
         attempt.version = document.event.version
-        return Outcome(document, pending.attempts, pending.changed)
-
-
-def replayed_opening(event: Event, found: Event, attempts: int) -> Outcome:
-    """The first answer to the opening of `event`, without later sales."""
-    opened = replace(
-        event,
-        event_id=found.event_id,
-        created_at=found.created_at,
-        version=found.version,
-    )
-    return Outcome(
-        Document.of(opened, {}), attempts, changed=False, first_version=found.version
-    )
+        first_version = None if pending.changed else attempt.first_version
+        return Outcome(document, pending.attempts, first_version=first_version)
 
 
 def timestamp(at: datetime | None = None) -> str:
@@ -3061,12 +3054,9 @@ def open_event(event: Event, event_id: int | str | None) -> Event:
 
 
 def set_sale_headers(outcome: Outcome, event_id: str | None) -> None:
-    """Tell the client also the reservation's address, and whether this is a replay."""
+    """Tell the client also the reservation's address."""
     set_outcome_headers(outcome)
     sold = cast("Reservation", outcome.reservation)
-    if not outcome.changed:
-        g.headers["Idempotent-Replayed"] = "true"
-        g.headers["ETag"] = f'"{sold.event_version_at_reservation}"'
     event_path = "" if event_id is None else f"/events/{quote(event_id, safe='')}"
     g.headers["Location"] = f"{event_path}/reservations/{sold.reservation_id}"
 
