@@ -407,11 +407,6 @@ def find_key_use(
     return None
 
 
-def with_key_use(uses: tuple[KeyUse, ...], use: KeyUse) -> tuple[KeyUse, ...]:
-    """The uses with a new one added; only the last MAX_KEY_USES are kept."""
-    return (*uses, use)[-MAX_KEY_USES:]
-
-
 def waiting_among(reservations: Iterable[Reservation]) -> dict[str, Reservation]:
     """The waiting ones by id, by version, which is the order of arrival.
 
@@ -648,10 +643,10 @@ class Document(Struct, frozen=True):
             return self
         use = KeyUse(key, request, self.event.version)
         if returned is None:
-            event = replace(self.event, key_uses=with_key_use(self.event.key_uses, use))
-            return Document(event, self.reservations, self.waiting)
+            uses = (*self.event.key_uses, use)[-MAX_KEY_USES:]
+            return replace(self, event=replace(self.event, key_uses=uses))
         held = self.reservations[returned]
-        uses = with_key_use(held.origin.key_uses, use)
+        uses = (*held.origin.key_uses, use)[-MAX_KEY_USES:]
         remembering = replace(held, origin=replace(held.origin, key_uses=uses))
         return self.with_records(self.event, {returned: remembering})
 
