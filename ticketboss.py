@@ -1069,7 +1069,11 @@ class Snapshot:
     in a row shared two inodes on ext4).
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, database: Database | None = None) -> None:
+        """Open the file; read it unless its content is known.
+
+        A damaged file raises nothing here: `problem` says what is wrong.
+        """
         # Non-blocking, because opening a FIFO would hang.
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         status = os.fstat(self._fd)  # before reading, to notice an edit meanwhile
@@ -1077,16 +1081,11 @@ class Snapshot:
             raise Unavailable("db.json is not a regular file")
         self.file_id = _file_id(status)
         self.problem = ""  # why there is no database in it
-        self.database: Database
-
-    def parse(self) -> None:
-        """Read the file. A damaged one raises nothing: `problem` says what is wrong."""
         with open(self._fd, "rb", closefd=False) as file:
-            text = file.read()
-        try:
-            self.database = _decode(text)
-        except Damaged as error:
-            self.problem = str(error)
+            try:
+                self.database = database or _decode(file.read())
+            except Damaged as error:
+                self.problem = str(error)
 
     def __del__(self) -> None:
         """Release the file. Freeing its blocks may take as long as a commit."""
@@ -1176,7 +1175,6 @@ class Store:
                     snapshot = self._known(_file_id(os.stat(self.path)))
                     if snapshot is None:
                         snapshot = Snapshot(self.path)
-                        snapshot.parse()
                         self._snapshot = snapshot
         if snapshot.problem:
             raise Damaged(snapshot.problem)
@@ -1207,8 +1205,7 @@ class Store:
                 with self._temp_file(
                     encoded.text(), is_private=merged.has_password_hashes
                 ) as temp_path:
-                    snapshot = Snapshot(temp_path)
-                    snapshot.database = encoded.database
+                    snapshot = Snapshot(temp_path, encoded.database)
                     if not self._files_unchanged(now):
                         os.unlink(temp_path)
                         return False
