@@ -389,8 +389,6 @@ T = TypeVar("T")
 
 def differences(before: Mapping[str, T], after: Mapping[str, T]) -> dict[str, T | None]:
     """The values of `after` that differ from `before`; None for removed ones."""
-    if after is before:
-        return {}
     changed = {key: value for key, value in after.items() if before.get(key) != value}
     return changed | dict.fromkeys(before.keys() - after.keys())
 
@@ -524,8 +522,7 @@ class Document(Struct, frozen=True):
             version=event.version + 1,
             available_seats=event.total_seats - confirmed,
         )
-        # with_records, not replace: it tells the store that no reservation has changed.
-        return self.with_records(event, {}).promote()
+        return replace(self, event=event).promote()
 
     def find_booking(
         self, names: frozenset[str], account_id: int | None = None
@@ -669,18 +666,15 @@ class Document(Struct, frozen=True):
         """
         if before is None:
             return self.reservations
-        if isinstance(self.reservations, ChainMap):
-            changes, found = self.reservations.maps
-            if found is before.reservations:
-                return changes
+        changes, found = self._layers()
+        if found is before.reservations:
+            return changes
         return differences(before.reservations, self.settled().reservations)
 
     def settled(self) -> Document:
         """The same document, with all its reservations in one dict."""
-        if not isinstance(self.reservations, ChainMap):
-            return self
-        changes, found = self.reservations.maps
-        return Document(self.event, {**found, **changes}, self.waiting)
+        changes, found = self._layers()
+        return replace(self, reservations=found | changes) if changes else self
 
     def check(self, before: Document | None = None) -> Iterator[str]:
         """Yield a sentence for each thing that does not add up.
@@ -744,14 +738,16 @@ class Document(Struct, frozen=True):
     def with_records(self, event: Event, changed: dict[str, Reservation]) -> Document:
         """This document with another event, and some other reservations."""
         waiting = waiting_among({**self.waiting, **changed}.values())
+        earlier, found = self._layers()
+        return Document(event, ChainMap({**earlier, **changed}, found), waiting)
+
+    def _layers(self) -> tuple[dict[str, Reservation], dict[str, Reservation]]:
+        """The changed reservations, and those that were found."""
+        maps: Any = {}, self.reservations
         if isinstance(self.reservations, ChainMap):
-            earlier, found = self.reservations.maps
-            reservations = ChainMap({**earlier, **changed}, found)
-        else:
-            reservations = ChainMap(
-                changed, cast("dict[str, Reservation]", self.reservations)
-            )
-        return Document(event, reservations, waiting)
+            maps = self.reservations.maps
+        changed, found = maps
+        return changed, found
 
 
 class Accounts(Value, frozen=True, dict=True, gc=True):
