@@ -1165,19 +1165,18 @@ class Store:
         Raises Unavailable, which names the place in the file that is wrong.
         """
         with _os_errors_as(Unavailable, "db.json cannot be read", self.path):
-            snapshot = self._known(_file_id(os.stat(self.path)))
+            snapshot = self._known()
             if snapshot is None:
                 with self._parsing:  # one thread parses, the others wait for it
-                    snapshot = self._known(_file_id(os.stat(self.path)))
-                    if snapshot is None:
-                        snapshot = Snapshot(self.path)
-                        self._snapshot = snapshot
+                    snapshot = self._known() or Snapshot(self.path)
+                    self._snapshot = snapshot
         if snapshot.problem:
             raise Damaged(snapshot.problem)
         return snapshot
 
-    def _known(self, file_id: tuple[int, ...]) -> Snapshot | None:
-        """The snapshot of that very file, if we have it."""
+    def _known(self) -> Snapshot | None:
+        """The snapshot of the very file that is at the path now, if we have it."""
+        file_id = _file_id(os.stat(self.path))
         # The one we wrote comes first: while we rename its file, only it is right.
         for snapshot in (self._written, self._snapshot):
             if snapshot is not None and snapshot.file_id == file_id:
