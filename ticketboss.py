@@ -779,12 +779,6 @@ class Accounts(Value, frozen=True, dict=True, gc=True):
         if len(names) > len(set(names)):
             yield "two accounts have the same e-mail or username"
 
-    def changes_since(self, before: Accounts) -> Iterator[Change]:
-        """Yield each value that differs, also the removed ones."""
-        yield Change("", "", replace(self, members={}))
-        for key, account in differences(before.members, self.members).items():
-            yield Change("", key, account)
-
 
 NO_ACCOUNTS: Final = Accounts()
 
@@ -875,8 +869,12 @@ class Database(Struct, frozen=True):
         for event_id in before.documents.keys() - self.documents.keys():
             for key in ("", *before.documents[event_id].reservations):
                 yield Change(event_id, key, None)
-        if self.accounts is not before.accounts:
-            yield from self.accounts.changes_since(before.accounts)
+        accounts = self.accounts
+        if accounts is not before.accounts:
+            yield Change("", "", replace(accounts, members={}))
+            changed = differences(before.accounts.members, accounts.members)
+            for key, account in changed.items():
+                yield Change("", key, account)
 
     def with_changes(self, changes: Iterable[Change]) -> Database:
         """This database with these values. Raises ValueError if it does not add up."""
