@@ -1366,7 +1366,20 @@ class Store:
         self._proved_at = time.monotonic()
 
     def _encode(self, database: Database) -> Encoded:
-        encoded = _encode(database, self._encoded)
+        """Encode a database; of its records, only those that changed since the last."""
+        before = self._encoded
+        lines = {}
+        for key, document in database.documents.items():
+            known = before.lines.get(key, {})
+            changed = document.changed_since(before.database.documents.get(key))
+            if None in changed.values():  # records were removed
+                known, changed = {}, document.reservations
+            lines[key] = known | _lines_of(changed)
+        accounts = before.accounts
+        if database.accounts is not before.database.accounts:
+            text = msgspec.json.format(msgspec.json.encode(database.accounts), indent=2)
+            accounts = text.replace(b"\n", b"\n  ")
+        encoded = Encoded(database.settled(), lines, accounts)
         self._encoded = encoded
         return encoded
 
@@ -1463,22 +1476,6 @@ class Encoded(NamedTuple):
         if self.database.accounts.version:
             parts += [b',\n  "accounts": ', self.accounts]
         return [*parts, b"\n}\n"]
-
-
-def _encode(database: Database, before: Encoded) -> Encoded:
-    """Encode a database; of its records, only those that are not in `before`."""
-    lines = {}
-    for key, document in database.documents.items():
-        known = before.lines.get(key, {})
-        changed = document.changed_since(before.database.documents.get(key))
-        if None in changed.values():
-            known, changed = {}, document.reservations
-        lines[key] = known | _lines_of(changed)
-    accounts = before.accounts
-    if database.accounts is not before.database.accounts:
-        text = msgspec.json.format(msgspec.json.encode(database.accounts), indent=2)
-        accounts = text.replace(b"\n", b"\n  ")
-    return Encoded(database.settled(), lines, accounts)
 
 
 def _lines_of(records: Mapping[str, Struct | None]) -> dict[str, bytes]:
