@@ -1199,7 +1199,8 @@ class Store:
                     encoded.text(), is_private=merged.has_password_hashes
                 ) as temp_path:
                     snapshot = Snapshot(temp_path, encoded.database)
-                    if not self._files_unchanged(now):
+                    # Both must still be the files that we locked and read.
+                    if not (self._holds_lock() and self._known() is now):
                         os.unlink(temp_path)
                         return False
                     self._written = snapshot
@@ -1404,10 +1405,6 @@ class Store:
         for name in os.listdir(self._folder):
             if re.fullmatch(leftover, name):
                 os.unlink(f"{self._folder}/{name}")
-
-    def _files_unchanged(self, now: Snapshot) -> bool:
-        """Whether the lock file and db.json are still the ones we locked and read."""
-        return self._holds_lock() and _file_id(os.stat(self.path)) == now.file_id
 
     def _holds_lock(self) -> bool:
         """Whether the lock file is still at its path; if not, we hold nothing."""
