@@ -1046,13 +1046,9 @@ class AnyStore(Protocol):
     def lock(self) -> AbstractContextManager[object]:
         """A context in which no other writer can save."""
 
-    def health(self) -> str:
-        """The store's present problem; empty if there is none."""
-        try:
-            self.load()
-        except TicketBossError as error:
-            return str(error)
-        return ""
+    def health(self) -> None:
+        """Raise the store's present problem, if there is one."""
+        self.load()
 
 
 class Snapshot:
@@ -1209,21 +1205,18 @@ class Store:
             self._sync_folder(folder_fd)
             return True
 
-    def health(self) -> str:
-        """The present problem of the file or its disk; empty if there is none.
+    def health(self) -> None:
+        """Raise the present problem of the file or its disk, if there is one.
 
         After a failed write it tries another write, at most once in five seconds.
         """
-        try:
-            self.load()
-            if self._write_error and time.monotonic() > self._proved_at + 5:
-                self._proved_at = time.monotonic()
+        self.load()
+        if self._write_error and time.monotonic() > self._proved_at + 5:
+            self._proved_at = time.monotonic()
+            with suppress(Contended):  # then another process can write
                 self._prove()
-        except Contended:
-            pass  # then another process can write
-        except TicketBossError as error:
-            return str(error)
-        return self._write_error
+        if self._write_error:
+            raise Unwritable(self._write_error)
 
     @contextmanager
     def lock(self, *, is_start: bool = False) -> Iterator[int]:
@@ -1904,8 +1897,8 @@ class SQLStore(AnyStore):
         except self._driver.Error as error:
             if (error.sqlstate or "").startswith(TOO_LATE):
                 raise Contended("The lock was not free in time") from error
-            reason = str(error).partition("\n")[0]
-            raise Unavailable(f"The database cannot be used: {reason}") from error
+            log.info("The database cannot be used: %s", str(error).partition("\n")[0])
+            raise Unavailable("The database cannot be used") from error  # no host
         finally:
             with suppress(self._driver.Error, KeyError):
                 self._connections[key].rollback()
@@ -2511,6 +2504,7 @@ class BoxOffice:
         def decide_database(database: Database) -> Database:
             document = database.document(event_id)
             attempt.event_id = str(document.event.event_id)
+            attempt.first_version = None
             attempt.version = document.event.version
             attempt.reads.append(attempt.version)
             return database.with_document(decide(document))
@@ -3539,9 +3533,10 @@ class AnyPath(BaseConverter):
 @open_to_all
 def health() -> Response:
     """The file and its disk: 200 {ok}; 503 {ok, error}."""
-    problem = app.store.health()
-    if problem:
-        return json_response({"ok": False, "error": problem}, 503)
+    try:
+        app.store.health()
+    except TicketBossError as error:
+        return json_response({"ok": False, "error": str(error)}, 503)
     return json_response({"ok": True})
 
 
@@ -5972,6 +5967,9 @@ def exit_with_message(db: str) -> Iterator[None]:
         if isinstance(error, Contended):
             advice = "Stop that process, or try again when it is done."
         text = f"{place}: {error}"
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, OSError):  # of the database
+            text += ": " + str(cause).partition("\n")[0]
         raise click.ClickException(f"{text}. {advice}" if advice else text) from None
 
 

@@ -389,13 +389,15 @@ def test_a_lock_that_was_deleted_stops_all_sales_until_a_start_makes_another(
     for seller in store, other, store:
         with pytest.raises(Unwritable, match="lock cannot be used: it was deleted"):
             sell(seller, "bob")
-        assert "it was deleted" in seller.health()
+        with pytest.raises(Unwritable, match="it was deleted"):
+            seller.health()
     assert db.read_bytes() == before
     Store(store.path).open(SEATS)
     assert sell(store, "bob").changed
     assert sell(other, "cyd").changed
     assert told(db)[2] == {"ann", "bob", "cyd"}
-    assert (store.health(), other.health()) == ("", "")
+    for seller in store, other:
+        seller.health()  # which would raise
     assert hidden(db) == [".db.json.lock"]
 
 
