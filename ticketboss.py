@@ -50,6 +50,7 @@ import queue
 import random
 import re
 import secrets
+import select
 import shlex
 import signal
 import socket
@@ -2572,6 +2573,7 @@ MAX_SEATS: Final = 10**6
 MAX_BODY: Final = 64 * 1024
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # every JSON parser reads these exactly
 ORIGIN: Final = r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+MAX_LOG_LINE: Final = 4000  # a pipe takes this much at once
 EXPOSED_HEADERS: Final = (
     "ETag, Location, Link, X-Attempts, Retry-After, Idempotent-Replayed"
 )
@@ -3508,7 +3510,7 @@ def log_line(response: Response) -> str:
     if response.status_code >= 500:
         said = response.get_data(as_text=True).strip()
         line += f" id={response.headers['X-Request-ID']} {ascii(said)[1:-1]}"
-    return line
+    return line[:MAX_LOG_LINE]
 
 
 # === 10. Partner API =========================================================
@@ -5453,6 +5455,17 @@ class Connection(waitress.channel.HTTPChannel):
         super().service()
         self.server.owner.app.box_office.transactions.replaced = None
 
+    def send_continue(self) -> None:
+        """Ask for the body that a client announced with "Expect: 100-continue".
+
+        waitress would wait for it even if the request is complete or refused.
+        """
+        request = cast("RequestParser", self.request)
+        if request.completed:
+            request.expect_continue = False
+        else:
+            super().send_continue()
+
     def write_soon(self, data: bytes) -> int:
         """Keep an answer until the loop sends it.
 
@@ -5686,10 +5699,39 @@ class Server:
         self.is_full = len(idle) < excess
 
 
+def can_write(stream: Any) -> bool:
+    """Whether a write would not wait, as for a paused terminal or an unread pipe."""
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, ValueError):  # it is closed, or not a file
+        return True
+
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Writes the log, but drops lines for which it would have to wait.
+
+    Otherwise one paused terminal would stop all threads that answer requests.
+    """
+
+    missing = 0  # lines dropped since the last one
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or count it as missing."""
+        if not can_write(self.stream):
+            self.missing += 1
+            return
+        if self.missing:
+            self.stream.write(f"{self.missing} lines of the log are missing here.\n")
+            self.missing = 0
+        super().emit(record)
+
+
 def raise_connection_limit() -> int:
     """Raise the limit of descriptors; return how many connections fit below it."""
-    import resource  # noqa: PLC0415 -- Windows has none, and runs no server
-
+    try:
+        import resource  # noqa: PLC0415 -- Windows has none
+    except ImportError:
+        return MAX_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 10240 if hard == resource.RLIM_INFINITY else hard  # macOS takes no more
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -5834,8 +5876,9 @@ def make_app(settings: Settings) -> App:
         app.view_functions[endpoint] = with_request(cast("View", view))
     if settings.trust_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
-    if not settings.quiet and not log.handlers:
-        log.addHandler(logging.StreamHandler())
+    if not log.handlers:
+        log.addHandler(LogHandler())
+    if not settings.quiet:
         log.setLevel(logging.INFO)
     return app
 
@@ -6150,14 +6193,16 @@ def serve(settings: Settings) -> None:
     while not signals:
         server.turn()
     cut = server.finish()
+    text = f"Stopped after {next(app.served)} requests."
+    if cut:
+        connections = "connection" if cut == 1 else "connections"
+        text += (
+            f"\nCut {cut} {connections} whose answers were not finished within "
+            f"{END_S} s."
+        )
     with suppress(OSError):  # the terminal may be closed
-        click.echo(f"Stopped after {next(app.served)} requests.")
-        if cut:
-            connections = "connection" if cut == 1 else "connections"
-            click.echo(
-                f"Cut {cut} {connections} whose answers were not finished within "
-                f"{END_S} s."
-            )
+        if can_write(sys.stdout):
+            click.echo(text)
 
 
 def heard_signals(wake: Callable[[], None]) -> list[int]:

@@ -7,7 +7,9 @@ another process is parsed once; whoever removes the lock loses nobody's seat.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import select
 import signal
@@ -21,9 +23,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import Server, wait_until
 from deployed import CLOCK, ORDER, Clock, Launched, Wire, held, large
 from keepalive import Client, Crowd
+
+import ticketboss
 
 START = ("--port", "0", "--quiet")
 LIST = b"GET /reservations HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -622,3 +626,52 @@ def test_behind_a_trusted_proxy_the_forwarded_host_decides(launch):
     assert server.ask("POST", "/reservations", ORDER, **foreign)[0] == 421
     assert server.ask("GET", "/event", **foreign)[0] == 421
     assert server.ask("GET", "/event")[1]["version"] == 0
+
+
+# --- An operator who does not read the log --------------------------------------------
+
+ONE = {"partnerId": "abc-corp", "seats": 1}
+# A terminal that is paused, as by Ctrl-S, once it has shown the banner.
+PAUSED = """
+import os, pty, termios, threading
+told, (keyboard, terminal) = os.dup(1), pty.openpty()
+os.dup2(terminal, 1)
+os.dup2(terminal, 2)
+def show():
+    seen = b""
+    while b"/reservations" not in seen:
+        seen += os.read(keyboard, 4096)
+    termios.tcflow(terminal, termios.TCOOFF)
+    os.write(told, seen + b"\\n")
+threading.Thread(target=show, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize(
+    "first", ["", PAUSED], ids=["a full pipe", "a paused terminal"]
+)
+def test_a_log_that_nobody_reads_stops_neither_an_answer_nor_the_end(db, first):
+    server = Server(db, first=first)
+    try:
+        path = "/" + "x" * 3000  # forty lines of it do not fit
+        answers = [server.ask("GET", path)[0] for _ in range(40)]
+        assert answers == [404] * 40
+        assert server.ask("POST", "/reservations", ONE)[0] == 201
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+def test_the_log_says_how_many_lines_are_missing():
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with open(read, "rb") as reader, open(write, "w") as stream:
+        handler = ticketboss.LogHandler(stream)
+        os.write(write, b"x" * fcntl.fcntl(write, fcntl.F_GETPIPE_SZ))
+        for text in "ab":
+            handler.emit(logging.makeLogRecord({"msg": text}))
+        reader.read1(1 << 20)
+        for text in "cd":
+            handler.emit(logging.makeLogRecord({"msg": text}))
+        assert os.read(read, 999) == b"2 lines of the log are missing here.\nc\nd\n"

@@ -188,3 +188,51 @@ def test_a_partial_return_in_chunks_gives_back_a_part(house):
     answer = in_chunks(client, place, b'{"seats": 2}', "DELETE")
     assert answer.status_code == 204
     assert client.get(place).json["seats"] == 7
+
+
+# --- Expect ---------------------------------------------------------------------------
+
+EXPECT = b" HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "length", "status"),
+    [
+        (b"GET /event", b"", 200),
+        (b"DELETE /reservations/x", b"", 404),
+        (b"POST /reservations", b"Content-Length: 0\r\n", 400),
+        (b"POST /reservations", b"Content-Length: x\r\n", 400),
+        (b"POST /reservations", b"Content-Length: 99999999\r\n", 413),
+    ],
+)
+def test_a_request_that_announces_no_body_is_answered_at_once(
+    serve, line, length, status
+):
+    server = serve()
+    assert say(server, line + EXPECT + length + b"\r\n")[0] == status
+
+
+def test_a_client_is_asked_for_the_body_that_it_announced(serve):
+    server = serve()
+    at = urlsplit(server.url)
+    head = b"POST /reservations" + EXPECT + b"Content-Length: %d\r\n\r\n" % len(ORDER)
+    with socket.create_connection((at.hostname, at.port), timeout=20) as wire:
+        wire.sendall(head)
+        assert wire.recv(4096).startswith(b"HTTP/1.1 100 Continue\r\n")
+        wire.sendall(ORDER)
+        assert wire.recv(4096).startswith(b"HTTP/1.1 201 ")
+
+
+def test_a_request_after_one_that_announced_no_body_is_another_request(serve):
+    server = serve()
+    at = urlsplit(server.url)
+    other = b"GET /_health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with socket.create_connection((at.hostname, at.port), timeout=20) as wire:
+        wire.sendall(b"GET /event" + EXPECT + b"\r\n" + other)
+        with wire.makefile("rb") as stream:
+            told = stream.read()
+    assert [line[:12] for line in told.split(b"\r\n") if line[:5] == b"HTTP/"] == [
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200",
+    ]
+    assert told.endswith(b'{"ok":true}\n')
