@@ -2235,10 +2235,11 @@ class BoxOffice:
             self._require_owner(held, caller)
             uses = held.origin.key_uses if held else ()
             earlier = find_key_use(uses, caller.key, wanted)
-            if earlier is not None and seats is not None:
+            if earlier is None:
+                document.require_version(caller.if_match)
+            elif seats is not None:
                 attempt.first_version = earlier.version
                 return document
-            document.require_version(caller.if_match)
             after = document.cancel(reservation_id, at, seats)
             return after.remember(caller.key, wanted, reservation_id)
 
