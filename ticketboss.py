@@ -2439,8 +2439,7 @@ class BoxOffice:
                 attempt.first_version = earlier.version
                 return document
             document.require_version(caller.if_match)
-            after = document.change(changes)
-            return after if after is document else after.remember(key, wanted)
+            return document.change(changes).remember(key, wanted)
 
         return self._change(event_id, decide, caller, attempt)
 

@@ -228,6 +228,18 @@ def test_an_order_under_a_key_is_replayed_while_sales_are_closed(client, db):
         assert (again.status_code, again.json) == (201, first.json)
 
 
+def test_a_change_that_changed_nothing_is_not_made_when_its_key_comes_again(client, db):
+    key = {"Idempotency-Key": "k"}
+    first = change(client, key, price=0)
+    assert (first.json["version"], first.headers["ETag"]) == (0, '"0"')
+    assert change(client, price=6).json["version"] == 1
+    with unchanged(db):
+        again = change(client, key, price=0)
+    assert again.status_code == 200
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["ETag"] == '"0"'
+
+
 def test_a_change_under_a_key_is_made_once(client, db):
     key = {"Idempotency-Key": "k"}
     first = change(client, key, totalSeats=600)
