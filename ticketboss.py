@@ -1065,8 +1065,10 @@ class Snapshot:
 
         A damaged file raises nothing here: `problem` says what is wrong.
         """
+        if os.path.islink(path):  # others may write, and lock, what it leads to
+            raise Unavailable("db.json has become a link. Start all servers again")
         # Non-blocking, because opening a FIFO would hang.
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         status = os.fstat(self._fd)  # before reading, to notice an edit meanwhile
         if not stat.S_ISREG(status.st_mode):
             raise Unavailable("db.json is not a regular file")
@@ -1171,7 +1173,7 @@ class Store:
 
     def _known(self) -> Snapshot | None:
         """The snapshot of the very file that is at the path now, if we have it."""
-        file_id = _file_id(os.stat(self.path))
+        file_id = _file_id(os.lstat(self.path))
         # The one we wrote comes first: while we rename its file, only it is right.
         for snapshot in (self._written, self._snapshot):
             if snapshot is not None and snapshot.file_id == file_id:

@@ -380,6 +380,28 @@ def test_after_a_reset_that_made_a_new_lock_other_servers_sell(store, other, db)
     assert told(db)[2] == {"bob"}
 
 
+def test_a_file_that_becomes_a_link_is_refused_until_the_servers_start_again(
+    store, db, tmp_path
+):
+    sell(store, "ann")
+    moved = tmp_path / "moved.json"
+    db.rename(moved)
+    db.symlink_to(moved)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="has become a link"):
+            sell(store, "bob")
+    assert db.is_symlink()
+    started = Store(str(db))
+    started.open(SEATS)
+    sell(started, "cyd")
+    assert db.is_symlink()
+    assert told(moved)[2] == {"ann", "cyd"}
+    db.unlink()
+    moved.rename(db)
+    sell(store, "bob")
+    assert told(db)[2] == {"ann", "bob", "cyd"}
+
+
 def test_a_lock_that_was_deleted_stops_all_sales_until_a_start_makes_another(
     store, other, db
 ):
