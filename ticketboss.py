@@ -1863,7 +1863,8 @@ class SQLStore(AnyStore):
             _write_rows(db, now, wanted, mark)
             db.commit()
         except self._driver.Error as error:
-            if not (error.sqlstate or "08").startswith(UNSURE):
+            sqlstate = error.sqlstate or ("08" if db.closed else "")
+            if not sqlstate.startswith(UNSURE):
                 raise
             return self._was_committed(mark, now)
         return True
@@ -1940,9 +1941,8 @@ def _write_rows(db: Any, now: Reading, wanted: Database, mark: str) -> None:
     has_gone = any(change.value is None for change in changes)
     # After a mark alone, all servers read everything again.
     marks = [mark] if has_gone else [mark, *now.marks.split()[:64]]
-    rows = [("", "root", " ".join(marks))]
-    for event, key, value in changes:
-        rows.append((event, key, msgspec.json.encode(value).decode()))
+    rows: list[tuple[str, ...]] = [("", "root", " ".join(marks))]
+    rows += [(*at, msgspec.json.encode(value).decode()) for *at, value in changes]
     swap = now.swap + 1
     born = range(swap << 24, (swap << 24) + len(rows))
     db.execute(WRITE_ROWS, [swap, *map(list, zip(*rows, strict=True)), [*born]])

@@ -854,6 +854,19 @@ def test_a_copy_of_nothing_leaves_nothing_behind(database, tmp_path):
     assert not database.exists()
 
 
+def test_a_copy_of_what_sql_cannot_store_says_so_at_once(database, tmp_path):
+    here = tmp_path / "db.json"
+    file = t.open_store(str(here))
+    file.open(3)
+    assert sell(file, "a\0")
+    status, said = run("copy", str(here), database.url)  # which ends within a minute
+    assert status == 1
+    assert "The database cannot be used: " in said
+    assert "NUL" in said
+    assert said.count("\n") == 1
+    assert not database.exists()
+
+
 def test_a_copy_waits_for_a_running_write(database, store, tmp_path):
     with store.lock():
         copying = programs.start(tmp_path, "copy", database.url, f"{tmp_path}/db.json")
