@@ -754,7 +754,7 @@ class Document(Struct, frozen=True):
 class Accounts(Value, frozen=True, dict=True, gc=True):
     """All accounts by id as text, and the secret that signs their tokens."""
 
-    version: int = 0
+    version: NonNegative = 0
     secret: str = ""
     members: dict[str, Account] = {}
 
@@ -1266,8 +1266,9 @@ class Store:
             folder = self._writing("The folder cannot be used", self._folder)
             with folder, suppress(FileExistsError):
                 os.close(self._create(self._lock_path, is_private=self._is_private()))
-        if os.lstat(self._lock_path).st_nlink > 1:
-            raise OSError(errno.EMLINK, "It has another name, so it may not be ours")
+        status = os.lstat(self._lock_path)
+        if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EMLINK, "it is not a regular file with one name")
         if os.getpid() not in self._file_locks:
             self._file_locks[os.getpid()] = FileLock(
                 self._lock_path,
@@ -1287,8 +1288,8 @@ class Store:
             if os.fstat(self._lock_fd).st_size == 0:
                 raise OSError(
                     errno.ENOLCK,
-                    "it was deleted. Stop all servers on this database, then start "
-                    "them",
+                    "it was deleted or emptied. Stop all servers on this database, "
+                    "then start them",
                 )
 
     def _is_private(self) -> bool:
@@ -3173,12 +3174,10 @@ def check_host(environ: dict[str, Any]) -> None:
     rebinding). This checks the Host that was sent, whatever X-Forwarded-Host says.
     """
     settings = app.settings
-    if "HTTP_HOST" not in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+    if not environ.get("HTTP_HOST") and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
         abort(400, "HTTP/1.1 requires a Host header.")
     as_sent = environ.get("werkzeug.proxy_fix.orig", environ)
-    host = as_sent.get("HTTP_HOST")
-    if host is None:
-        host = "localhost"
+    host = as_sent.get("HTTP_HOST") or "localhost"
     if not settings.loopback or is_loopback(host):
         return
     trusted = {name.lower() for name in settings.trusted_hosts}
@@ -5353,6 +5352,12 @@ class RequestParser(waitress.parser.HTTPRequestParser):
         texts from them.
         """
         start_line = header_plus.partition(b"\r\n")[0].rstrip()
+        # If it is refused, the path decides on the format of the error.
+        self.path = re.sub(b"^[^ ]* ?|[ ?].*", b"", start_line).decode("latin-1")
+        if not start_line.isascii():
+            raise waitress.parser.ParsingError(
+                "Send the URL percent-encoded, such as %C3%A9."
+            )
         if not self.START_LINE.fullmatch(start_line):
             raise waitress.parser.ParsingError("Start line is invalid")
         try:
@@ -5410,8 +5415,7 @@ class JsonErrorTask(waitress.task.ErrorTask):
         request: Any = self.request
         error = request.error
         text = ERROR_TEXTS.get(error.code, error.body)
-        path = getattr(request, "path", "/")
-        body = msgspec.json.encode(error_body(path, error.code, text)) + b"\n"
+        body = msgspec.json.encode(error_body(request.path, error.code, text)) + b"\n"
         sent = request.headers
         served = self.channel.server.owner.app
         headers = [
@@ -5988,8 +5992,8 @@ ERRNO_ADVICE: Final = {
     errno.EPERM: "Run as its owner, or let others write it.",
     errno.EBUSY: "Mount the folder that it is in, not the file alone.",
     errno.EXDEV: "Mount the folder that it is in, not the file alone.",
-    errno.ENOENT: "Check --db.",
-    errno.ENOTDIR: "Check --db.",
+    errno.ENOENT: "Check the path, or --db.",
+    errno.ENOTDIR: "Check the path, or --db.",
     errno.EROFS: "Choose a folder that can be written, with --db.",
     errno.ENOSPC: "Make space on that disk, then try again.",
     errno.EDQUOT: "Make space within your quota, then try again.",
@@ -6006,8 +6010,8 @@ def exit_with_message(db: str) -> Iterator[None]:
         advice = ERRNO_ADVICE.get(getattr(error.__cause__, "errno", 0))
         if isinstance(error, Damaged):
             advice = (
-                f"Repair or restore it, or run `python ticketboss.py --db {db} reset`, "
-                "which keeps the old file."
+                "Repair or restore it, or run `python ticketboss.py --db "
+                f"{shlex.quote(db)} reset`, which keeps the old file."
             )
         if isinstance(error, Contended):
             advice = "Stop that process, or try again when it is done."

@@ -114,6 +114,7 @@ BAD_ACCOUNTS = {
     "a short secret": with_members() | {"secret": "x" * 31},
     "an id yet to come": with_members() | {"version": 1},
     "no version": {k: v for k, v in with_members().items() if k != "version"},
+    "a negative version": {"version": -5},
     "another id": with_members(id=3),
     "an id of nobody": with_members()
     | {"members": {"0": with_members(id=0)["members"]["2"]}},

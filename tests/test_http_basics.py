@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import itertools
 import json
 import socket
 from urllib.parse import urlsplit
@@ -32,8 +33,9 @@ def say(server, request):
 def test_http_1_1_without_a_host_is_400(serve, db):
     server = serve()
     with unchanged(db):
-        for line in (b"GET /event", b"GET /_health", b"GET /", b"GET /api/v1/event"):
-            status, told, _ = say(server, line + b" HTTP/1.1\r\n\r\n")
+        lines = (b"GET /event", b"GET /_health", b"GET /", b"GET /api/v1/event")
+        for line, host in itertools.product(lines, (b"", b"Host:\r\n")):
+            status, told, _ = say(server, line + b" HTTP/1.1\r\n" + host + b"\r\n")
             assert status == 400
             text = told.get("error")
             assert "Host" in (told["message"] if text is True else text)
@@ -190,6 +192,34 @@ def test_a_partial_return_in_chunks_gives_back_a_part(house):
     assert client.get(place).json["seats"] == 7
 
 
+# --- What is refused before a route is found ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("/api/v1/gr\u00f6\u00dfe", ("message", "error")),
+        ("/api/v1/event?name=\u00f6", ("message", "error")),
+        ("/status/gr\u00f6\u00dfe", ("error", "message")),
+        ("/reservations/\u00f6", ("error",)),
+    ],
+)
+def test_a_url_that_is_not_encoded_is_refused_in_the_format_of_its_path(
+    serve, target, named
+):
+    line = f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    status, told, _ = say(serve(), line)
+    assert status == 400
+    assert tuple(told) == named
+    assert "Send the URL percent-encoded, such as %C3%A9." in told.values()
+
+
+def test_a_header_without_a_colon_is_refused_in_the_format_of_its_path(serve):
+    line = b"GET /api/v1/event HTTP/1.1\r\nHost: localhost\r\nodd\r\n\r\n"
+    status, told, _ = say(serve(), line)
+    assert (status, told["error"]) == (400, True)
+
+
 # --- Expect ---------------------------------------------------------------------------
 
 EXPECT = b" HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
@@ -231,7 +261,7 @@ def test_a_request_after_one_that_announced_no_body_is_another_request(serve):
         wire.sendall(b"GET /event" + EXPECT + b"\r\n" + other)
         with wire.makefile("rb") as stream:
             told = stream.read()
-    assert [line[:12] for line in told.split(b"\r\n") if line[:5] == b"HTTP/"] == [
+    assert [line[:12] for line in told.splitlines() if line[:5] == b"HTTP/"] == [
         b"HTTP/1.1 200",
         b"HTTP/1.1 200",
     ]

@@ -399,20 +399,25 @@ def test_a_refused_lock_is_reported_with_its_path_and_owner(launch, theirs):
     assert file.read_text() == SEED
 
 
-@pytest.mark.parametrize("kind", ["symbolic link", "hard link"])
-def test_a_lock_that_links_to_another_file_leaves_that_file_alone(db, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "folder"])
+def test_a_lock_that_is_not_a_file_of_ours_is_refused_and_left_alone(
+    db, tmp_path, kind
+):
     db.write_text(SEED)
     victim = tmp_path / "victim"
     victim.write_text("somebody's own")
     victim.chmod(0o644)
     if kind == "symbolic link":
         (tmp_path / ".db.json.lock").symlink_to(victim)
-    else:
+    elif kind == "hard link":
         (tmp_path / ".db.json.lock").hardlink_to(victim)
+    else:
+        (tmp_path / ".db.json.lock").mkdir()
     before = victim.stat()
     code, out, err = ended_in_here(tmp_path, "reset", "--yes")
     assert (code, out) == (1, "")
     one_line(err, str(tmp_path / ".db.json.lock"))
+    assert "it is not a regular file with one name" in err
     after = victim.stat()
     assert victim.read_text() == "somebody's own"
     assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
