@@ -6245,6 +6245,11 @@ def print_banner(app: App, urls: list[str]) -> None:
         click.secho(warning, fg="red", bold=True)
     elif first_is_admin(app.settings) and not accounts.members:
         click.echo("The first account registered from this machine will be an admin.")
+    elif not (app.settings.loopback or app.settings.require_login):
+        click.echo(
+            "Anyone who can connect can do everything. With --require-login, changes "
+            "need a token."
+        )
     click.echo(
         f"{event.name}: {event.available_seats} of {event.total_seats} seats free, "
         f"stored in {app.store.path}\n"

@@ -148,6 +148,14 @@ def test_the_banner_announces_that_the_first_account_will_be_an_admin(serve):
     assert "first" in said[0]
 
 
+def test_the_banner_warns_that_others_can_do_everything_unless_they_need_a_token(serve):
+    warning = "Anyone who can connect can do everything."
+    everywhere = ["--host", "0.0.0.0"]
+    assert warning in banner_of(serve(*everywhere))
+    assert warning not in banner_of(serve(*everywhere, "--require-login"))
+    assert warning not in banner_of(serve())
+
+
 def test_the_banner_announces_no_admin_with_trust_proxy(serve):
     assert "first account" not in banner_of(serve("--trust-proxy"))
 
