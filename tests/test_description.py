@@ -7,7 +7,6 @@ import subprocess
 from urllib.parse import urlsplit
 
 import pytest
-from openapi_spec_validator import validate
 from test_page import Browser, Page
 
 
@@ -26,6 +25,9 @@ def operations(api):
 
 
 def test_the_description_is_valid(client):
+    # Not above: every process of a run imports this file, and that would take 0.3 s.
+    from openapi_spec_validator import validate  # noqa: PLC0415
+
     validate(described(client))
 
 
