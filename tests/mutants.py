@@ -87,6 +87,7 @@ def pattern(text: str) -> re.Pattern[str]:
     )
 
 
+@functools.lru_cache(1000)
 def span(source: str, place: str) -> tuple[int, int]:
     """Find where a function or class begins and ends. Raises ValueError."""
     first, *inner = place.split(".")
