@@ -97,6 +97,11 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    postgres.Postgres.forget()
+
+
 def is_usual(config: pytest.Config) -> bool:
     """Whether neither a middling nor a long run was asked for."""
     return not (config.getoption("--middling") or config.getoption("--long"))
