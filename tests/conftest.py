@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import itertools
@@ -248,6 +249,11 @@ def pytest_collection_modifyitems(
     left_out = [item for item in items if is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what lasts: the modules and the tests."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
