@@ -192,6 +192,7 @@ def test_an_attempt_lists_the_version_that_each_of_its_decisions_read(make_app):
 # --- Access to the list ------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_where_login_is_required_users_see_their_own_attempts_and_admins_all(make_app):
     app = make_app(require_login=True, loopback=True)
     client = app.test_client()

@@ -289,6 +289,7 @@ def test_the_next_event_number_is_always_below_2_to_the_53(client, make_app, tak
     assert ask(make_app().test_client(), "GET", f"/status/{told['eventId']}")[0] == 200
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 @pytest.mark.parametrize("event_id", [0, "0", "", ".", "accounts", "event", "null"])
 def test_no_event_replaces_the_accounts(make_app, saved, event_id):
     client = make_app().test_client()

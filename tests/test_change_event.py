@@ -337,6 +337,7 @@ def statuses(client, at, *who):
     ] + [[client.delete(at, headers=headers).status_code for headers in who]]
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_an_event_with_a_maker_is_changed_by_the_maker_and_admins(house):
     client, strict, root, ann, bob = house
     opened = {"eventId": 7, "totalTickets": 9}
@@ -350,6 +351,7 @@ def test_an_event_with_a_maker_is_changed_by_the_maker_and_admins(house):
             ]
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_an_event_with_bookings_made_by_token_is_changed_by_admins(house):
     client, _, root, ann, bob = house
     client.post("/initialize", json={"eventId": 7, "totalTickets": 9})
@@ -363,6 +365,7 @@ def test_an_event_with_bookings_made_by_token_is_changed_by_admins(house):
     ]
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_an_event_without_a_maker_is_changed_by_anybody_unless_login_is_required(house):
     client, strict, root, ann, _ = house
     opened = {"eventId": 7, "totalTickets": 9}

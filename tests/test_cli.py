@@ -798,6 +798,7 @@ def test_a_running_server_sells_the_seats_of_a_reset_file(serve, run, saved):
 # --- admin, and the key -------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -846,6 +847,7 @@ def test_the_admin_command_refuses_an_unusable_address_in_one_line(
     assert listing(tmp_path) == []
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_the_admin_command_refuses_an_address_that_is_already_a_username(db, saved):
     admin = ["admin", "a@b.co", "--db", str(db)]
     typed = "a long password\na long password\n"

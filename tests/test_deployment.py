@@ -368,6 +368,7 @@ def bearer(said: dict[str, object]) -> dict[str, str]:
     return {"Authorization": f"Bearer {jwt.encode(said, SECRET, 'HS256')}"}
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -392,6 +393,7 @@ def test_a_login_does_not_look_at_old_tokens(client, path, body, status):
     assert client.get("/event", headers=expired).status_code == 401
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 @pytest.mark.parametrize(
     "scheme", ["Basic YW5uOnNlY3JldA==", "Digest x", "Token x", "Basic", "rubbish"]
 )
@@ -415,6 +417,7 @@ def test_a_header_of_another_scheme_is_401_where_login_is_required(make_app, db)
     assert db.read_bytes() == before
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 @pytest.mark.parametrize(("ahead_s", "status"), [(5, 200), (25, 200), (60, 401)])
 def test_a_clock_that_went_back_a_little_leaves_tokens_good(client, ahead_s, status):
     made = int(time.time()) + ahead_s

@@ -271,6 +271,7 @@ def test_a_clock_that_jumps_changes_no_order_and_no_wait(
     ]
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 @pytest.mark.parametrize(
     "damaged",
     [

@@ -1039,6 +1039,7 @@ def test_a_change_has_the_number_of_attempts_in_its_answer(
     assert saved()["event"]["version"] == 6
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_every_change_of_every_dialect_has_the_number_of_attempts_in_its_answer(
     make_app,
 ):

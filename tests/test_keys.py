@@ -121,6 +121,7 @@ def test_an_unusable_key_is_400_on_every_change(house, db, name):
         assert "Idempotency-Key" in error_of(answer)
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_registration_with_one_key_makes_one_account(house, db):
     client, _, _ = house
     body = {"username": "eve", "email": "eve@example.com", "password": "12345678"}

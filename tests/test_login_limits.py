@@ -318,6 +318,7 @@ def is_good(client: Any, headers: dict[str, str]) -> bool:
     return status == 200
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_token_is_void_after_a_reset_though_its_number_is_given_again(signed, db):
     old = token(signed(), member(1))
     db.unlink()
@@ -327,6 +328,7 @@ def test_a_token_is_void_after_a_reset_though_its_number_is_given_again(signed, 
     assert not is_good(again, old)
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_token_is_void_after_a_backup_was_put_back(signed, db):
     client = signed()
     token(client, member(1))
@@ -339,6 +341,7 @@ def test_a_token_is_void_after_a_backup_was_put_back(signed, db):
     assert not is_good(client, late)
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_token_is_void_after_a_new_password(signed, db):
     client = signed()
     headers = [token(client, member(number)) for number in (1, 2)]
@@ -350,6 +353,7 @@ def test_a_token_is_void_after_a_new_password(signed, db):
     assert is_good(client, headers[1])
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_good_token_stays_good_over_a_restart(signed):
     headers = token(signed(), member(1))
     assert is_good(signed(), headers)

@@ -460,6 +460,7 @@ def test_the_page_reads_and_saves_behind_a_stock_nginx(proxied, browser):
 HERE = {"Host": "localhost:3000"}
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 @pytest.mark.parametrize(
     ("settings", "headers", "environ", "role"),
     [

@@ -263,6 +263,7 @@ def test_the_walk_through_works_as_written_from_an_empty_database(serve, db):
 # --- Accounts and events --------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_login_of_v1_is_by_e_mail_in_any_case(v1):
     me = {"email": "Ann@EXAMPLE.com", "password": "correct horse battery"}
     told = v1.post("/api/v1/auth/login", json=me).json
