@@ -420,7 +420,9 @@ class Server:
 
     def __init__(self, db: Path, *options: str, first: str = "", **env: str) -> None:
         self.db = db
-        file = [] if "--unchecked" in options else ["--db", str(db)]
+        file = ["--db", str(db)]
+        if "--unchecked" in options:  # its folder stays if it is killed
+            file, env = [], {"TMPDIR": str(db.parent), **env}
         self.process = programs.start(
             db.parent, *file, "--port", "0", *options, first=first, **env
         )
