@@ -1102,7 +1102,9 @@ class Store:
         self._parsing = threading.Lock()  # held by the thread that parses a new file
         self._snapshot: Snapshot | None = None  # of the file as last seen
         self._written: Snapshot | None = None  # of the file that we renamed last
-        self._encoded = Encoded(Database("", {}, NO_ACCOUNTS), {}, b"")  # the last one
+        self._encoded = Database("", {}, NO_ACCOUNTS)  # the last one
+        self._lines: dict[str, dict[str, bytes]] = defaultdict(dict)  # of its records
+        self._accounts = b""  # the text of its accounts
         self._write_error = ""  # why the last write failed, or may not survive a crash
         self._must_write = False  # the last write may not survive a crash
         self._proved_at = -math.inf
@@ -1133,7 +1135,7 @@ class Store:
         with self.lock(is_start=True) as folder_fd:
             if os.path.lexists(self.path):
                 return False
-            with self._temp_file(self._encode(database).text()) as temp_path:
+            with self._temp_file(self._encode(database)) as temp_path:
                 if _link(temp_path, self.path):  # complete, and never over a file
                     os.unlink(temp_path)
                 else:  # the lock alone keeps others from seeding
@@ -1146,7 +1148,7 @@ class Store:
         with self.lock(is_start=True) as folder_fd:
             if not os.path.isfile(self.path):  # such as /dev/null
                 raise Unavailable("db.json is not a regular file", self.path)
-            with self._temp_file(self._encode(seed(seats)).text()) as temp_path:
+            with self._temp_file(self._encode(seed(seats))) as temp_path:
                 self._keep(kept)
                 try:
                     os.replace(temp_path, self.path)
@@ -1193,11 +1195,11 @@ class Store:
             if merged is None:
                 return False
             if merged is not now.database or self._must_write:
-                encoded = self._encode(merged)
+                text = self._encode(merged)
                 with self._temp_file(
-                    encoded.text(), is_private=merged.has_password_hashes
+                    text, is_private=merged.has_password_hashes
                 ) as temp_path:
-                    snapshot = Snapshot(temp_path, encoded.database)
+                    snapshot = Snapshot(temp_path, self._encoded)
                     # Both must still be the files that we locked and read.
                     if not (self._holds_lock() and self._known() is now):
                         os.unlink(temp_path)
@@ -1363,23 +1365,46 @@ class Store:
         self._write_error = why
         self._proved_at = time.monotonic()
 
-    def _encode(self, database: Database) -> Encoded:
-        """Encode a database; of its records, only those that changed since the last."""
-        before = self._encoded
-        lines = {}
-        for key, document in database.documents.items():
-            known = before.lines.get(key, {})
-            changed = document.changed_since(before.database.documents.get(key))
-            if None in changed.values():  # records were removed
-                known, changed = {}, document.reservations
-            lines[key] = known | _lines_of(changed)
-        accounts = before.accounts
-        if database.accounts is not before.database.accounts:
-            text = msgspec.json.format(msgspec.json.encode(database.accounts), indent=2)
-            accounts = text.replace(b"\n", b"\n  ")
-        encoded = Encoded(database.settled(), lines, accounts)
-        self._encoded = encoded
-        return encoded
+    def _encode(self, database: Database) -> list[bytes]:
+        """The text of db.json; of its records, only those that changed are encoded."""
+        try:
+            for event_id, key, value in database.changes_since(self._encoded):
+                if value is None:
+                    self._lines[event_id].pop(key, None)
+                elif isinstance(value, Reservation):
+                    text = msgspec.json.encode({key: value})
+                    line = msgspec.json.format(text, indent=0)[1:-1]
+                    self._lines[event_id][key] = line
+                elif not (event_id or key):  # the accounts changed
+                    text = msgspec.json.encode(database.accounts)
+                    text = msgspec.json.format(text, indent=2)
+                    self._accounts = text.replace(b"\n", b"\n  ")
+            self._encoded = database.settled()
+        except BaseException:  # some lines are new, so make all of them next time
+            self._encoded = Database("", {}, NO_ACCOUNTS)
+            self._lines.clear()
+            raise
+        return self._text()
+
+    def _text(self) -> list[bytes]:
+        """The text in parts, because joining large ones would copy them."""
+        seeded = self._encoded.seeded
+        events: dict[str, Any] = {
+            key: {"event": document.event, "reservations": None}
+            for key, document in self._encoded.documents.items()
+        }
+        layout = events.pop(seeded) | ({"events": events} if events else {})
+        outline = msgspec.json.format(msgspec.json.encode(layout), indent=2)
+        start, *gaps = outline.removesuffix(b"\n}").split(b'"reservations": null')
+        parts = [start]
+        for key, gap in zip([seeded, *events], gaps, strict=True):
+            newline = b"\n    " if key == seeded else b"\n        "
+            listed = (b"," + newline).join(self._lines[key].values())
+            text = [newline, listed, newline[:-2]] if listed else []
+            parts += [b'"reservations": {', *text, b"}", gap]
+        if self._encoded.accounts.version:
+            parts += [b',\n  "accounts": ', self._accounts]
+        return [*parts, b"\n}\n"]
 
     def _keep(self, kept: str) -> None:
         """Keep the present file also under another name."""
@@ -1442,41 +1467,6 @@ def _link(path: str, other: str) -> bool:
             raise
         return False
     return True
-
-
-class Encoded(NamedTuple):
-    """A database, and the parts of its text that change only with their records."""
-
-    database: Database
-    lines: dict[str, dict[str, bytes]]  # one for each reservation, by event and id
-    accounts: bytes
-
-    def text(self) -> list[bytes]:
-        """The text of db.json, in parts, because joining large ones would copy them."""
-        seeded = self.database.seeded
-        events: dict[str, Any] = {
-            key: {"event": document.event, "reservations": None}
-            for key, document in self.database.documents.items()
-        }
-        layout = events.pop(seeded) | ({"events": events} if events else {})
-        outline = msgspec.json.format(msgspec.json.encode(layout), indent=2)
-        start, *gaps = outline.removesuffix(b"\n}").split(b'"reservations": null')
-        parts = [start]
-        for key, gap in zip([seeded, *events], gaps, strict=True):
-            newline = b"\n    " if key == seeded else b"\n        "
-            listed = (b"," + newline).join(self.lines[key].values())
-            text = [newline, listed, newline[:-2]] if listed else []
-            parts += [b'"reservations": {', *text, b"}", gap]
-        if self.database.accounts.version:
-            parts += [b',\n  "accounts": ', self.accounts]
-        return [*parts, b"\n}\n"]
-
-
-def _lines_of(records: Mapping[str, Struct | None]) -> dict[str, bytes]:
-    return {
-        key: msgspec.json.format(msgspec.json.encode({key: record}), indent=0)[1:-1]
-        for key, record in records.items()
-    }
 
 
 def _write(fd: int, parts: list[bytes]) -> None:
@@ -4981,7 +4971,7 @@ class UncheckedStore(Store):
 
     def swap(self, seen: Snapshot, wanted: Database) -> bool:  # noqa: ARG002 -- that is it
         """Write `wanted` over the present content, changed or not."""
-        with self._temp_file(self._encode(wanted).text()) as temp_path:
+        with self._mutex, self._temp_file(self._encode(wanted)) as temp_path:
             os.replace(temp_path, self.path)
         return True
 
