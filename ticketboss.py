@@ -1119,7 +1119,7 @@ class Store:
         never replaced by an empty one.
         """
         with self.lock(is_start=True):
-            with self._writing("The folder cannot be used", self._folder):
+            with _writing("The folder cannot be used", self._folder):
                 self._remove_leftovers()
                 is_new = may_seed or os.fstat(self._lock_fd).st_size == 0
             if is_new:
@@ -1234,10 +1234,10 @@ class Store:
         if not self._mutex.acquire(timeout=self._timeout_s):
             raise Contended("The lock was not free in time")
         try:
-            with self._writing("The folder cannot be used", self._folder):
+            with _writing("The folder cannot be used", self._folder):
                 folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                with self._writing("The lock cannot be used", self._lock_path):
+                with _writing("The lock cannot be used", self._lock_path):
                     file_lock = self._file_lock()
                     file_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
                 try:
@@ -1245,7 +1245,7 @@ class Store:
                         self._require_marked_lock()
                     yield folder_fd
                     if is_start:  # a byte marks the lock as made by a start
-                        with self._writing("The lock cannot be used", self._lock_path):
+                        with _writing("The lock cannot be used", self._lock_path):
                             os.ftruncate(self._lock_fd, 1)
                 finally:
                     # The change is already made. But a lock that is not released shuts
@@ -1257,6 +1257,9 @@ class Store:
             finally:
                 with suppress(OSError):
                     os.close(folder_fd)
+        except Unwritable as error:
+            self._note_write_error(str(error))
+            raise
         finally:
             self._mutex.release()
 
@@ -1265,7 +1268,7 @@ class Store:
         # never replaced or deleted (waiters would lock different inodes), thread-local
         # by default (a shared one admits every thread).
         if not os.path.lexists(self._lock_path):
-            folder = self._writing("The folder cannot be used", self._folder)
+            folder = _writing("The folder cannot be used", self._folder)
             with folder, suppress(FileExistsError):
                 os.close(self._create(self._lock_path, is_private=self._is_private()))
         status = os.lstat(self._lock_path)
@@ -1286,7 +1289,7 @@ class Store:
         Somebody deleted the earlier one. A process that holds that one may replace
         db.json at any moment.
         """
-        with self._writing("The lock cannot be used", self._lock_path):
+        with _writing("The lock cannot be used", self._lock_path):
             if os.fstat(self._lock_fd).st_size == 0:
                 raise OSError(
                     errno.ENOLCK,
@@ -1338,7 +1341,7 @@ class Store:
         # because a rename works only within one file system.
         path = f"{self._hidden}.{secrets.token_hex(8)}.tmp"
         try:
-            with self._writing("db.json cannot be written", self.path):
+            with _writing("db.json cannot be written", self.path):
                 fd = self._create(path, is_private=is_private)
                 try:
                     _write(fd, text)
@@ -1350,15 +1353,6 @@ class Store:
         except BaseException:
             with suppress(OSError):
                 os.unlink(path)
-            raise
-
-    @contextmanager
-    def _writing(self, what: str, path: str) -> Iterator[None]:
-        try:
-            with _os_errors_as(Unwritable, what, path):
-                yield
-        except Unwritable as error:
-            self._note_write_error(str(error))
             raise
 
     def _note_write_error(self, why: str) -> None:
@@ -1580,6 +1574,9 @@ def _os_errors_as(kind: type[Unavailable], what: str, path: str) -> Iterator[Non
             with suppress(OSError, KeyError):
                 path += f", which belongs to {Path(path).owner()}"
         raise kind(f"{what}: {reason}", path) from error
+
+
+_writing: Final = functools.partial(_os_errors_as, Unwritable)
 
 
 # === 5. Transactions =========================================================
