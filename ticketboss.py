@@ -182,6 +182,10 @@ class Event(Value, frozen=True):
     sales: Sales = "open"
     deleted: bool = False  # kept, so that a new event continues to count versions
 
+    def after_change(self, **facts: Any) -> Event:
+        """The event after one more change, with these facts."""
+        return replace(self, version=self.version + 1, **facts)
+
 
 class Origin(Value, frozen=True):
     """The user and the request of a reservation; never shown to others."""
@@ -450,12 +454,8 @@ class Document(Struct, frozen=True):
 
     def close(self) -> Document:
         """Mark the event deleted and drop its bookings."""
-        event = replace(
-            self.event,
-            deleted=True,
-            version=self.event.version + 1,
-            available_seats=self.event.total_seats,
-        )
+        seats = self.event.total_seats
+        event = self.event.after_change(deleted=True, available_seats=seats)
         return Document.of(event, {})
 
     def reserve(self, order: Reservation, queue: QueueRule = "never") -> Document:
@@ -518,12 +518,8 @@ class Document(Struct, frozen=True):
                 f"An order of {largest} seats waits, so totalSeats cannot be "
                 f"{event.total_seats}"
             )
-        event = replace(
-            event,
-            version=event.version + 1,
-            available_seats=event.total_seats - confirmed,
-        )
-        return replace(self, event=event).promote()
+        left = event.total_seats - confirmed
+        return replace(self, event=event.after_change(available_seats=left)).promote()
 
     def find_booking(
         self, names: frozenset[str], account_id: int | None = None
@@ -615,8 +611,7 @@ class Document(Struct, frozen=True):
         promoted = self.promote()
         if promoted is self:
             return self
-        event = replace(promoted.event, version=self.event.version + 1)
-        return replace(promoted, event=event)
+        return replace(promoted, event=promoted.event.after_change())
 
     def is_replay(self, order: Reservation) -> bool:
         """Whether this key already produced this reservation.
@@ -729,11 +724,8 @@ class Document(Struct, frozen=True):
 
     def _changed(self, reservation: Reservation, freed: int) -> Document:
         """Store `reservation`, add `freed` to the free seats, count one version."""
-        event = replace(
-            self.event,
-            version=self.event.version + 1,
-            available_seats=self.event.available_seats + freed,
-        )
+        left = self.event.available_seats + freed
+        event = self.event.after_change(available_seats=left)
         return self.with_records(event, {reservation.reservation_id: reservation})
 
     def with_records(self, event: Event, changed: dict[str, Reservation]) -> Document:
