@@ -1262,7 +1262,7 @@ class Store:
         if not os.path.lexists(self._lock_path):
             folder = _writing("The folder cannot be used", self._folder)
             with folder, suppress(FileExistsError):
-                os.close(self._create(self._lock_path, is_private=self._is_private()))
+                self._create(self._lock_path, [], is_private=self._is_private())
         status = os.lstat(self._lock_path)
         if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EMLINK, "it is not a regular file with one name")
@@ -1296,8 +1296,8 @@ class Store:
         except Unavailable:
             return True
 
-    def _create(self, path: str, *, is_private: bool) -> int:
-        """Create a file with db.json's owner and mode; return it open.
+    def _create(self, path: str, text: list[bytes], *, is_private: bool) -> None:
+        """Create a file with db.json's owner and mode, durably.
 
         If there is no db.json yet, the file belongs to the folder's owner. Only the
         owner may read it then, or if it is private.
@@ -1315,11 +1315,14 @@ class Store:
             if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
                 with suppress(PermissionError):
                     os.fchown(fd, model.st_uid, model.st_gid)
+            _write(fd, text)
+            # Without it, a power cut may leave an empty file under the name.
+            _sync(fd)
         except BaseException:
-            os.close(fd)
             os.unlink(path)
             raise
-        return fd
+        finally:
+            os.close(fd)
 
     @contextmanager
     def _temp_file(
@@ -1334,13 +1337,7 @@ class Store:
         path = f"{self._hidden}.{secrets.token_hex(8)}.tmp"
         try:
             with _writing("db.json cannot be written", self.path):
-                fd = self._create(path, is_private=is_private)
-                try:
-                    _write(fd, text)
-                    # Without it, a power cut may leave an empty file under the name.
-                    _sync(fd)
-                finally:
-                    os.close(fd)
+                self._create(path, text, is_private=is_private)
                 yield path
         except BaseException:
             with suppress(OSError):
