@@ -2327,8 +2327,10 @@ class BoxOffice:
         """
         facts = [event_id, event.name, event.total_seats, event.price, event.date]
         wanted = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+        key = ""
 
         def decide(database: Database) -> Database:
+            nonlocal key
             if database.find_opened(caller.key, wanted, event) is not None:
                 return database
             used = database.documents
@@ -2352,10 +2354,6 @@ class BoxOffice:
             first = cast("Event", after.find_opened(caller.key, wanted, event))
             document = Document.of(first, {})
             return Outcome(document, pending.attempts, first_version=first.version)
-        # Without an id, the event is the newest one, which is the last.
-        key = [*after.documents][-1]
-        if event_id is not None:
-            key = after.key_of(str(event_id))
         return Outcome(after.documents[key], pending.attempts)
 
     def close_event(self, event_id: str, caller: Caller) -> Outcome:
