@@ -1624,15 +1624,14 @@ class Transactions:
             raise InDoubt("the thread that saved the change has died")
         if pending.error is None:
             return pending
-        # Its traceback refers to `pending`, so the two would keep each other, and the
-        # file that was read, until the garbage collector finds them.
-        error, pending.error = pending.error, None
-        if isinstance(error, TicketBossError):
-            error.attempts = pending.attempts
+        if isinstance(pending.error, TicketBossError):
+            pending.error.attempts = pending.attempts
         try:
-            raise error
+            raise pending.error
         finally:
-            del error
+            # Its traceback refers to `pending`, so the two would keep each other, and
+            # the file that was read, until the garbage collector finds them.
+            pending.error = None
 
     def _wait_or_lead(self, pending: PendingCommit) -> bool:
         """Become leader (True), or wait until a leader has committed us (False)."""
