@@ -1409,11 +1409,9 @@ class Store:
 
     def _holds_lock(self) -> bool:
         """Whether the lock file is still at its path; if not, we hold nothing."""
-        try:
-            status = os.stat(self._lock_path)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(os.fstat(self._lock_fd), status)
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._lock_fd), os.stat(self._lock_path))
+        return False
 
     def _sync_folder(self, folder_fd: int) -> None:
         """Make the last rename survive a power cut. Raises InDoubt."""
