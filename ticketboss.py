@@ -1335,6 +1335,7 @@ class Store:
             with _writing("db.json cannot be written", self.path):
                 self._create(path, text, is_private=is_private)
                 yield path
+                self._write_error = ""
         except BaseException:
             with suppress(OSError):
                 os.unlink(path)
@@ -1429,7 +1430,6 @@ class Store:
                 "the change is written, but the disk did not confirm it"
             ) from error
         self._must_write = False
-        self._write_error = ""
 
 
 def _link(path: str, other: str) -> bool:

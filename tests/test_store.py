@@ -890,6 +890,24 @@ def test_a_failed_decision_fails_only_its_own_order(store, db, renames):
     assert len(renames[0]) == 2
 
 
+def test_a_swap_that_writes_nothing_is_no_proof_that_the_disk_can_be_written(
+    store, monkeypatch
+):
+    def full(_file, _data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(Unwritable, match="No space"):
+        sell(store, "ann")
+    seen = store.load()
+    assert store.swap(seen, seen.database)  # as a replay does
+    with pytest.raises(Unwritable, match="No space"):
+        store.health()
+    monkeypatch.undo()
+    sell(store, "ann")
+    store.health()  # which would raise
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_failed_write_fails_all_orders_that_share_it_and_changes_nothing(
     code, store, db, renames
