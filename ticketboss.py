@@ -442,7 +442,7 @@ class Document(Struct, frozen=True):
         """Open an event. Raises AlreadyExists.
 
         A new event under a deleted event's id continues its versions, so that no
-        version ever names two states. It also recognises repeats of its changes.
+        version ever names two states. Repeats of the old one's changes are recognised.
         """
         if existing is None:
             return Document.of(replace(event, version=0), {})
@@ -531,7 +531,7 @@ class Document(Struct, frozen=True):
         """
         spellings = other_spellings(names)
         similar = None
-        for reservation in self.settled().reservations.values():  # faster than by key
+        for reservation in self.settled().reservations.values():  # a ChainMap is slow
             user = reservation.origin.user
             if not user or reservation.status == "cancelled":
                 continue
@@ -723,7 +723,7 @@ class Document(Struct, frozen=True):
         )
 
     def _changed(self, reservation: Reservation, freed: int) -> Document:
-        """Store `reservation`, add `freed` to the free seats, count one version."""
+        """Put `reservation` in, add `freed` to the free seats, count one version."""
         left = self.event.available_seats + freed
         event = self.event.after_change(available_seats=left)
         return self.with_records(event, {reservation.reservation_id: reservation})
@@ -1215,7 +1215,8 @@ class Store:
     def lock(self, *, is_start: bool = False) -> Iterator[int]:
         """Hold the write lock against threads and processes; re-entrant.
 
-        Yields the folder's descriptor. Raises Contended or Unwritable.
+        Yields the folder's descriptor. A start also takes a lock file that is new, and
+        marks it. Raises Contended or Unwritable.
         """
         deadline = time.monotonic() + self._timeout_s
         # A mutex first: filelock polls, so one process should be one contender.
@@ -1581,8 +1582,8 @@ class PendingCommit:
         self.changed = False  # whether the decision changed anything
         self.attempts = 0  # how many times it was decided
         self.error: Exception | None = None
-        self.is_decided = False  # it has a result or an error, or its leader has died
-        self.done = False  # a leader has tried to commit it
+        self.is_decided = False  # it has a result or an error
+        self.done = False  # its leader has finished, or died if it is not decided
         self.ready = threading.Lock()  # one each: a shared one would wake everybody
         self.ready.acquire()
 
