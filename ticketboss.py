@@ -678,15 +678,12 @@ class Document(Struct, frozen=True):
         With `before`, which added up, only the changes since then are checked.
         """
         event = self.event
-        held = 0
         changed = self.changed_since(before)
+        held = sum([r.seats for r in changed.values() if r and r.status == "confirmed"])
         if before is not None:
             replaced = [before.reservations.get(key) for key in changed]
-            held = before.event.total_seats - before.event.available_seats
+            held += before.event.total_seats - before.event.available_seats
             held -= sum(r.seats for r in replaced if r and r.status == "confirmed")
-        held += sum(
-            [r.seats for r in changed.values() if r and r.status == "confirmed"]
-        )
         if held + event.available_seats != event.total_seats:
             yield (
                 f"{held} seats confirmed and {event.available_seats} available do not "
