@@ -547,7 +547,7 @@ class Document(Struct, frozen=True):
         """Whether a user has already cancelled a booking under this key."""
         if key is None:
             return False
-        spellings = names | other_spellings(names)
+        spellings = other_spellings(names)
         return any(
             normalize_text(reservation.origin.user) in spellings
             for reservation in self.settled().reservations.values()
