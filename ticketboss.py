@@ -985,8 +985,8 @@ def seed(seats: int) -> Database:
 
 # === 4. Store ================================================================
 # db.json, replaced whole. Readers take no lock: os.replace() means that they see the
-# old file or the new one, never half of each. Knows files, locks and versions; knows
-# nothing of seats, of accounts or of HTTP. Comments say what breaks without a step.
+# old file or the new one, never half of each. Knows files, locks and versions; knows no
+# rule about seats or accounts, and no HTTP. Comments say what breaks without a step.
 
 POLL_S: Final = 0.002  # filelock polls; at its own 0.05 s another process starves
 log: Final = logging.getLogger("ticketboss")
@@ -1059,11 +1059,14 @@ class Snapshot:
             raise Unavailable("db.json is not a regular file")
         self.file_id = _file_id(status)
         self.problem = ""  # why there is no database in it
-        with open(self._fd, "rb", closefd=False) as file:
-            try:
-                self.database = database or _decode(file.read())
-            except Damaged as error:
-                self.problem = str(error)
+        if database is not None:
+            self.database = database
+            return
+        try:
+            with open(self._fd, "rb", closefd=False) as file:
+                self.database = _decode(file.read())
+        except Damaged as error:
+            self.problem = str(error)
 
     def __del__(self) -> None:
         """Release the file. Freeing its blocks may take as long as a commit."""
