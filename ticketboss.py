@@ -4035,18 +4035,15 @@ PROXY_HEADERS: Final = (
 def comes_from_this_machine() -> bool:
     """Whether a user of this machine sent the request, certainly not through a proxy.
 
-    Stock proxies speak HTTP/1.0, change Host, or add a header.
+    Stock proxies speak HTTP/1.0 or add a header. If another one keeps the public Host,
+    `check_host` has refused the request; if it does not, a page's Origin is public.
     """
     if not first_is_admin(app.settings):
         return False
     if request.environ["SERVER_PROTOCOL"] != "HTTP/1.1":
         return False
     origin = request.headers.get("Origin", "http://localhost")
-    sent_by = (
-        request.remote_addr or "",
-        request.headers.get("Host", ""),
-        origin.partition("://")[2],
-    )
+    sent_by = (request.remote_addr or "", origin.partition("://")[2])
     if not all(is_loopback(host) for host in sent_by):
         return False
     return not any(re.match(PROXY_HEADERS, name) for name, _ in request.headers)
