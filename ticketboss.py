@@ -62,7 +62,7 @@ import time
 import unicodedata
 import uuid
 from collections import ChainMap, Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -4979,6 +4979,11 @@ class Case(NamedTuple):
     events: int
     think_s: float
 
+    def label(self) -> str:
+        """The conditions in words, which are the same for strategies to compare."""
+        events = "event" if self.events == 1 else "events"
+        return f"{self.events} {events}, {self.think_s * 1e3:.0f} ms"
+
 
 class Result(Struct, frozen=True):
     """The result of one round; its fields are the keys of `race --json`."""
@@ -4994,6 +4999,10 @@ class Result(Struct, frozen=True):
     rate: float  # kept in a second
     p95_ms: int
 
+    def breaks_its_promise(self) -> bool:
+        """Whether a strategy that should be safe lost a sale or sold a seat twice."""
+        return self.strategy != "none" and self.lost + self.oversold > 0
+
 
 class Round(NamedTuple):
     """A round, with its record."""
@@ -5003,7 +5012,7 @@ class Round(NamedTuple):
     kept: set[str]  # the ids of the reservations in the file
 
 
-Rounds = dict[Case, list[Round]]  # of each case, in the order of the table
+Rounds = dict[Case, list[Round]]  # of each case that was raced, in the table's order
 
 
 def buyer_process(
@@ -5111,18 +5120,17 @@ def _run_buyers(plans: list[tuple[Any, ...]]) -> tuple[list[Attempt], float]:
     return list(itertools.chain.from_iterable(attempts)), took_s
 
 
-def run_rounds(sizes: RaceSizes, rounds: Rounds) -> None:
+def run_rounds(sizes: RaceSizes, cases: list[Case], rounds: Rounds) -> None:
     """Race all cases; add the rounds as they end, and print a dot for each.
 
     The strategies of a group take turns, so that other load on the machine hits all.
     """
-    for (events, think_s), group in itertools.groupby(rounds, lambda case: case[1:]):
-        cases = [*group]
-        click.echo(f"... {_case(events, round(think_s * 1e3))}: ", nl=False, err=True)
-        for _ in range(ROUNDS):
-            for case in cases:
-                rounds[case].append(run_race(sizes, case))
-                click.echo(".", nl=False, err=True)
+    for label, group in itertools.groupby(cases, Case.label):
+        click.echo(f"... {label}: ", nl=False, err=True)
+        for case in [*group] * ROUNDS:
+            ended = run_race(sizes, case)
+            rounds.setdefault(case, []).append(ended)
+            click.echo(".", nl=False, err=True)
         click.echo(err=True)
 
 
@@ -5131,12 +5139,12 @@ def shown_result(rounds: list[Round]) -> Result:
     results = [each.result for each in rounds]
     by_rate = sorted(results, key=lambda result: result.rate)
     for result in by_rate:
-        if result.strategy != "none" and (result.lost or result.oversold):
+        if result.breaks_its_promise():
             return result
     return by_rate[len(by_rate) // 2]
 
 
-def estimated_s(sizes: RaceSizes, cases: Iterable[Case]) -> float:
+def estimated_s(sizes: RaceSizes, cases: list[Case]) -> float:
     """About how long these races take: the sales of one event wait for each other."""
     total_s = 0.0
     for strategy, events, think_s in cases:
@@ -5189,14 +5197,13 @@ def _interleaving(lost: Attempt, later: Attempt) -> list[str]:
     return lines
 
 
-def table(results: list[Result]) -> Iterator[str]:
+def table(rounds: Rounds) -> Iterator[str]:
     """The results in 80 columns; the bars show what was kept, see `_bar_value`."""
     yield ROW.format("", "confirmed", "saved", "lost", "saved/s", "", "").rstrip()
-    cases = itertools.groupby(results, lambda each: (each.events, each.think_ms))
-    for number, ((events, think_ms), group) in enumerate(cases):
-        rows = list(group)
+    for number, (label, group) in enumerate(itertools.groupby(rounds, Case.label)):
+        rows = [shown_result(rounds[case]) for case in group]
         if number:
-            yield f"{_case(events, think_ms)}:"
+            yield f"{label}:"
         longest = max(_bar_value(row) for row in rows) or 1
         for row in rows:
             cells = ROW.format(
@@ -5217,11 +5224,6 @@ def _bar_value(row: Result) -> float:
     So a strategy that loses sales never gets the longest bar, even on a fast machine.
     """
     return row.rate * row.kept / max(row.told, 1)
-
-
-def _case(events: int, think_ms: int) -> str:
-    """The case, in words."""
-    return f"{events} event{'s' if events > 1 else ''}, {think_ms} ms"
 
 
 def _bar(share: float) -> str:
@@ -5252,8 +5254,7 @@ def _remark(row: Result) -> str:
 
 def conclusions(rounds: Rounds) -> Iterator[str]:
     """The lessons of these rounds, whatever their results: result, because reason."""
-    played = {case: each for case, each in rounds.items() if each}
-    for case, each in played.items():
+    for case, each in rounds.items():
         if case.strategy == "none":
             result = shown_result(each)
             yield (
@@ -5262,10 +5263,9 @@ def conclusions(rounds: Rounds) -> Iterator[str]:
                 if result.lost
                 else "No check: nothing is lost, because no two orders collided."
             )
-    for (events, think_s), group in itertools.groupby(played, lambda case: case[1:]):
-        safe = [played[case] for case in group if case.strategy != "none"]
+    for label, group in itertools.groupby(rounds, Case.label):
+        safe = [rounds[case] for case in group if case.strategy != "none"]
         if len(safe) == 2:
-            label = _case(events, round(think_s * 1e3))
             yield f"{label}: {comparison(*safe)[1]}"
 
 
@@ -6517,16 +6517,17 @@ def race(
     """
     say_what_is_raced()
     sizes = RaceSizes(**numbers)
-    rounds: Rounds = {case: [] for case in race_cases(think, events, only)}
-    if sizes.seats < max((case.events for case in rounds), default=1):
+    cases = race_cases(think, events, only)
+    if sizes.seats < max(case.events for case in cases):
         raise click.UsageError(
             "--seats must give each event at least one seat. One of the races has 8 "
             "events; --events 1 leaves it out."
         )
     guesses = ask_for_guesses() if predict else None
-    announce_race(sizes, rounds)
+    announce_race(sizes, cases)
+    rounds: Rounds = {}
     try:
-        run_rounds(sizes, rounds)
+        run_rounds(sizes, cases, rounds)
     except KeyboardInterrupt:
         click.echo(err=True)
         print_race(sizes, rounds, as_json=as_json)
@@ -6540,8 +6541,7 @@ def race(
     print_race(sizes, rounds, as_json=as_json)
     if guesses and not as_json:
         click.echo(verdict(guesses, rounds))
-    checked = [shown_result(rounds[c]) for c in rounds if c.strategy != "none"]
-    sys.exit(any(result.lost or result.oversold for result in checked))
+    sys.exit(any(shown_result(each).breaks_its_promise() for each in rounds.values()))
 
 
 def race_cases(
@@ -6570,7 +6570,7 @@ def say_what_is_raced() -> None:
         )
 
 
-def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
+def announce_race(sizes: RaceSizes, cases: list[Case]) -> None:
     """Say about how long the race will take."""
     seconds = estimated_s(sizes, cases)
     duration_text = f"{seconds:.0f} seconds"
@@ -6586,7 +6586,7 @@ def announce_race(sizes: RaceSizes, cases: Collection[Case]) -> None:
 
 def print_race(sizes: RaceSizes, rounds: Rounds, *, as_json: bool) -> None:
     """Print the table, the interleaving and the conclusions; or the rows as JSON."""
-    results = [shown_result(each) for each in rounds.values() if each]
+    results = [shown_result(each) for each in rounds.values()]
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(results), indent=2))
         return
@@ -6599,7 +6599,7 @@ def print_race(sizes: RaceSizes, rounds: Rounds, *, as_json: bool) -> None:
         f"{sizes.clients} buyers, {sizes.requests} orders, {sizes.seats} seats, "
         f"thinking {results[0].think_ms} ms. Medians of {ROUNDS} rounds."
     )
-    lines = [head, *table(results), "", *example, *conclusions(rounds)]
+    lines = [head, *table(rounds), "", *example, *conclusions(rounds)]
     may_colour = False if "NO_COLOR" in os.environ else None  # None: in a terminal
     click.echo("\n".join(lines), color=may_colour)
 

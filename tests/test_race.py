@@ -397,8 +397,8 @@ def test_a_winner_is_clearly_faster_and_in_each_round(lock, optimistic, lesson):
 
 def test_a_rate_below_ten_is_shown_with_its_hundredths():
     rates = [ticketboss.rounded(rate) for rate in (1 / 3, 12.6)]
-    rows = [result("lock", rate=rate).result for rate in rates]
-    shown = table("\n".join(ticketboss.table(rows)))
+    rounds = played(rates[:1], rates[1:])
+    _, *shown = table("\n".join(ticketboss.table(rounds)))
     assert [row.rate for row in shown] == rates == [0.33, 13]
 
 
