@@ -5340,21 +5340,10 @@ class RequestParser(waitress.parser.HTTPRequestParser):
 
 
 class AnswerTask(waitress.task.WSGITask):
-    """Makes an answer in one piece, and keeps the connection if it has no body."""
+    """Makes an answer, and keeps the connection if it has no body."""
 
     request: Any
     response_headers: Any
-
-    def write(self, data: bytes) -> None:
-        """Write the body, together with the head if it is complete and not large."""
-        is_whole = self.has_body and self.content_length == len(data)
-        if self.wrote_header or not is_whole or len(data) > LARGE_ANSWER:
-            super().write(data)
-            return
-        head = self.build_response_header()
-        self.wrote_header = True
-        self.content_bytes_written = len(data)
-        self.channel.write_soon(head + data)
 
     def set_close_on_finish(self) -> None:
         """Close the connection, unless the end of the answer is clear.
@@ -5438,23 +5427,23 @@ class Connection(waitress.channel.HTTPChannel):
             super().send_continue()
 
     def write_soon(self, data: bytes) -> int:
-        """Keep an answer until the loop sends it.
+        """Keep the head or the body of an answer until the loop sends them, as one.
 
         waitress's own method sends at once, for which the thread gives up Python's
         lock, and it waits for the client if much is unsent.
         """
         small = waitress.buffers.OverflowableBuffer(self.adj.outbuf_overflow)
-        buffers: list[Any] = [small]  # waitress keeps the last one when all is sent
-        if len(data) <= LARGE_ANSWER:
-            small.append(data)
-        else:
-            large = waitress.buffers.ReadOnlyFileBasedBuffer(io.BytesIO(data))
-            large.prepare()
-            buffers.insert(0, large)
         with self.outbuf_lock:
             if not self.connected:
                 raise waitress.channel.ClientDisconnected
-            self.outbufs += buffers
+            if len(data) > LARGE_ANSWER:
+                large = waitress.buffers.ReadOnlyFileBasedBuffer(io.BytesIO(data))
+                large.prepare()
+                self.outbufs += [large, small]  # waitress needs a small one at the end
+            else:
+                if not self.outbufs[-1]:  # a new one, so that the sent one is freed
+                    self.outbufs.append(small)
+                self.outbufs[-1].append(data)
             self.total_outbufs_len += len(data)
             self.progress_at = time.monotonic()
         return len(data)

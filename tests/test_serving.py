@@ -300,27 +300,18 @@ def test_a_request_without_a_route_of_its_own_is_answered(turn, sent, status, al
 # --- What is sent ------------------------------------------------------------
 
 
-class Spy:
-    """A channel that keeps what a task hands over."""
+def test_the_head_and_the_body_of_an_answer_are_sent_in_one_piece(turn, monkeypatch):
+    pieces = []
 
-    def __init__(self, server: Any) -> None:
-        self.server, self.adj, self.addr = server, ROOMY, ("127.0.0.1", 1)
-        self.pieces: list[bytes] = []
+    def send(connection: Any, data: bytes, **more: Any) -> Any:
+        pieces.append(data)
+        return really_send(connection, data, **more)
 
-    def check_client_disconnected(self) -> bool:
-        return False
-
-    def write_soon(self, data: bytes) -> int:
-        self.pieces.append(data)
-        return len(data)
-
-
-def test_an_answer_is_handed_over_in_one_piece(turn):
-    spy = Spy(turn().server.listeners[0])
-    request = ticketboss.RequestParser(ROOMY)
-    request.received(EVENT)
-    ticketboss.AnswerTask(spy, request).service()
-    [piece] = spy.pieces
+    really_send = ticketboss.Connection.send
+    monkeypatch.setattr(ticketboss.Connection, "send", send)
+    served = turn()
+    served.read(served.connect(EVENT), b"}\n")
+    [piece] = pieces
     assert piece.startswith(b"HTTP/1.1 200 OK\r\n")
     assert piece.endswith(b'"version":0}\n')
 
