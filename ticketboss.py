@@ -2698,14 +2698,14 @@ class Field(NamedTuple):
 
     name: str  # in JSON
     type: Any
-    rules: dict[Any, Meta]  # for each type that it may have
+    texts: dict[Any, dict[str, str]]  # see `rule`; for each type that it may have
     required: bool
 
     def normalize(self, value: object, *, is_number_as_text: bool) -> object:
         """A value as it is compared and stored: text is trimmed, and in NFC."""
         if not isinstance(value, str) or self.name == "password":
             return value
-        if is_number_as_text and [*self.rules] == [int]:
+        if is_number_as_text and [*self.texts] == [int]:
             return int(value) if re.fullmatch("-?[0-9]{1,16}", value) else value
         if self.name == "eventId":  # an old id may not be in NFC
             return value.strip()
@@ -2713,13 +2713,11 @@ class Field(NamedTuple):
 
     def refusal(self, value: object) -> str:
         """The error for a wrong or missing value."""
-        texts: Any = next(iter(self.rules.values())).extra
-        text: str = texts["missing"]
-        if isinstance(value, float) and int in self.rules:
+        text = next(iter(self.texts.values()))["missing"]
+        if isinstance(value, float) and int in self.texts:
             text = "{} must be an integer"
-        elif type(value) in self.rules and value != "":
-            texts = self.rules[type(value)].extra
-            text = texts["wrong"]
+        elif type(value) in self.texts and value != "":
+            text = self.texts[type(value)]["wrong"]
         return text.format(self.name)
 
 
@@ -2728,11 +2726,9 @@ def fields_of(kind: type[Fields]) -> list[Field]:
     """The declared fields."""
     fields = []
     for each in msgspec.structs.fields(kind):
-        types = (
-            [each.type] if hasattr(each.type, "__metadata__") else each.type.__args__
-        )
-        rules = {t.__origin__: t.__metadata__[0] for t in types if t is not type(None)}
-        fields.append(Field(each.encode_name, each.type, rules, each.required))
+        *types, _ = (each.type | None).__args__  # None is the last
+        texts = {t.__origin__: t.__metadata__[0].extra for t in types}
+        fields.append(Field(each.encode_name, each.type, texts, each.required))
     return fields
 
 
