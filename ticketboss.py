@@ -5305,6 +5305,10 @@ class RequestParser(waitress.parser.HTTPRequestParser):
     # Leading blanks of a value, folded lines included.
     BLANKS = re.compile(rb"^([^\r\n: \t]++:)(?:[ \t]++|\r\n(?=[ \t]))++", re.MULTILINE)
 
+    def __init__(self, adjustments: Any) -> None:
+        self.begun_at = time.monotonic()  # when the first byte arrived
+        super().__init__(adjustments)
+
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the start line and the headers.
 
@@ -5386,11 +5390,11 @@ class Connection(waitress.channel.HTTPChannel):
     task_class = AnswerTask
     error_task_class = JsonErrorTask
     server: Any  # a Listener
+    request: Any  # the one that has not arrived completely
     outbufs: Any
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         self.progress_at = time.monotonic()  # connected, answered, or read an answer
-        self.begun_at: float | None = None  # the start of an unfinished request
         self.is_parked = False  # the next request waits until the answers are sent
         super().__init__(*arguments, **more)
 
@@ -5398,16 +5402,8 @@ class Connection(waitress.channel.HTTPChannel):
         """Whether the loop may read from it."""
         return not self.server.owner.is_ending and bool(super().readable())
 
-    def received(self, data: bytes) -> bool:
-        """Take the received bytes. More of an unfinished request is no progress."""
-        is_taken = bool(super().received(data))
-        if self.request is not None and self.begun_at is None:
-            self.begun_at = time.monotonic()
-        return is_taken
-
     def service(self) -> None:
         """Answer the first request, in a thread."""
-        self.begun_at = None
         super().service()
         self.server.owner.app.box_office.transactions.replaced = None
 
@@ -5416,9 +5412,8 @@ class Connection(waitress.channel.HTTPChannel):
 
         waitress would wait for it even if the request is complete or refused.
         """
-        request = cast("RequestParser", self.request)
-        if request.completed:
-            request.expect_continue = False
+        if self.request.completed:
+            self.request.expect_continue = False
         else:
             super().send_continue()
 
@@ -5470,8 +5465,9 @@ class Connection(waitress.channel.HTTPChannel):
             return False
         if self.total_outbufs_len:
             return now - self.progress_at > UNREAD_S
-        if self.begun_at is not None:
-            return now - self.begun_at > UNFINISHED_S
+        if self.request is not None:  # more of it is no progress
+            since: float = max(self.request.begun_at, self.progress_at)
+            return now - since > UNFINISHED_S
         return now - self.progress_at > IDLE_S
 
 
