@@ -5489,7 +5489,10 @@ class Workers:
                 threading.Thread(target=self._work, args=[waiting], daemon=True).start()
 
     def add_task(self, connection: Connection) -> None:
-        """Have the connection's first request answered."""
+        """Have its first request answered, once the client has the earlier answers."""
+        if connection.total_outbufs_len:
+            connection.is_parked = True
+            return
         method = getattr(connection.requests[0], "command", "GET")
         is_read = method in {"GET", "HEAD", "OPTIONS"}
         (self.reads if is_read else self.changes).put(connection)
@@ -5540,13 +5543,6 @@ class Listener(waitress.server.TcpWSGIServer):
             # One less: a new client is accepted before another one is dropped for it.
             self.owner.limit = max(1, len(self.owner.connections()) - 1)
             return None
-
-    def add_task(self, task: Any) -> None:
-        """Have a request answered, once the client has got the earlier answers."""
-        if task.total_outbufs_len:
-            task.is_parked = True
-        else:
-            self.owner.workers.add_task(task)
 
     def pull_trigger(self) -> None:
         """Wake the loop."""

@@ -424,7 +424,7 @@ class Task:
     def __init__(self, method: str, work: Callable[[], None]) -> None:
         request = type("Request", (), {"command": method})()
         self.requests, self.service, self.server = [request], work, self
-        self.cancelled = False
+        self.cancelled, self.total_outbufs_len = False, 0
 
     def cancel(self) -> None:
         self.cancelled = True
