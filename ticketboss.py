@@ -5572,6 +5572,7 @@ class Server:
             clear_untrusted_proxy_headers=False,
             inbuf_overflow=2**62,  # in memory: no disk and no descriptors
             outbuf_overflow=2**62,
+            outbuf_high_watermark=2**62,  # above it, threads would wait for clients
         )
         self.listeners = [Listener(self, one, adjustments) for one in sockets]
 
