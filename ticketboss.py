@@ -5226,16 +5226,11 @@ def _bar(share: float) -> str:
     """A bar in eighths of a character; in # if the terminal has no blocks."""
     eighths = round(share * BAR_LENGTH * 8)
     bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-    return bar if can_print(bar) else "#" * round(share * BAR_LENGTH)
-
-
-def can_print(text: str) -> bool:
-    """Whether the terminal's encoding has these characters."""
     try:
-        text.encode(sys.stdout.encoding or "ascii")
+        bar.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return False
-    return True
+        return "#" * round(share * BAR_LENGTH)
+    return bar
 
 
 def _remark(row: Result) -> str:
