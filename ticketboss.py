@@ -5001,11 +5001,10 @@ class Result(Struct, frozen=True):
 
 
 class Round(NamedTuple):
-    """A round, with its record."""
+    """A round, and how it lost a sale."""
 
     result: Result
-    history: list[Attempt]
-    kept: set[str]  # the ids of the reservations in the file
+    example: list[str]  # see `lost_update_example`
 
 
 Rounds = dict[Case, list[Round]]  # of each case that was raced, in the table's order
@@ -5079,7 +5078,7 @@ def run_race(sizes: RaceSizes, case: Case) -> Round:
         rate=rounded(len(kept) / took_s),
         p95_ms=round(p95_s * 1e3),
     )
-    return Round(result, history, kept)
+    return Round(result, lost_update_example(history, kept))
 
 
 def rounded(rate: float) -> float:
@@ -6566,8 +6565,7 @@ def print_race(sizes: RaceSizes, rounds: Rounds, *, as_json: bool) -> None:
     if not results:
         return
     played = itertools.chain.from_iterable(rounds.values())
-    examples = (lost_update_example(one.history, one.kept) for one in played)
-    example = next(filter(None, examples), [])
+    example = next((one.example for one in played if one.example), [])
     head = (
         f"{sizes.clients} buyers, {sizes.requests} orders, {sizes.seats} seats, "
         f"thinking {results[0].think_ms} ms. Medians of {ROUNDS} rounds."

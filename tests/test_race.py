@@ -337,7 +337,7 @@ def played(lock: Iterable[float], optimistic: Iterable[float], lost: int = 0) ->
 def result(strategy: str, lost: int = 0, rate: float = 10) -> Any:
     """A round that came to this."""
     came_to = ticketboss.Result(strategy, 1, 5, 20, 20 - lost, lost, 0, 0, rate, 5)
-    return ticketboss.Round(came_to, [], set())
+    return ticketboss.Round(came_to, [])
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_a_terminal_shows_lost_sales_in_red_unless_no_color_is_set(colours):
 LOSES = """
 import ticketboss
 lost = ticketboss.Result("none", 1, 3, 8, 5, 3, 0, 0, 9, 5)
-ticketboss.run_race = lambda *_: ticketboss.Round(lost, [], set())
+ticketboss.run_race = lambda *_: ticketboss.Round(lost, [])
 ticketboss.main()
 """
 
