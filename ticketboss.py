@@ -3034,6 +3034,8 @@ def handle_refusal(error: TicketBossError) -> Response:
     """Answer a refusal of the rules, the store or the box office."""
     status = STATUS[type(error)]
     text = str(error)
+    if status >= 500:
+        g.headers["Retry-After"] = "1"
     if request.method not in {"GET", "HEAD"}:
         g.headers["X-Attempts"] = str(error.attempts)
     if isinstance(error, LoginRequired):
@@ -3049,8 +3051,6 @@ def handle_refusal(error: TicketBossError) -> Response:
         text = CONTENDED.format("cancel" if request.method == "DELETE" else "complete")
     elif isinstance(error, (Contended, Unavailable)):
         text += ". Nothing was changed."
-    if isinstance(error, (Contended, Unavailable, TooManyLogins, InDoubt)):
-        g.headers["Retry-After"] = "1"
     return json_response(error_body(request.path, status, text), status)
 
 
@@ -6308,12 +6308,11 @@ def cancel_problems(reservation: Reservation) -> Iterator[str]:
 
 def shared_booking_numbers(database: Database) -> Iterator[str]:
     """Yield a sentence for each number that several bookings share, in any events."""
-    ids: dict[int, list[str]] = {}
+    ids: defaultdict[int, list[str]] = defaultdict(list)
     for document in database.events():
         for reservation in document.reservations.values():
             if reservation.origin.booking:
-                of_number = ids.setdefault(reservation.origin.booking, [])
-                of_number.append(reservation.reservation_id)
+                ids[reservation.origin.booking].append(reservation.reservation_id)
     for of_number in ids.values():
         if len(of_number) > 1:  # the number is a secret, so it is not shown
             yield f"several bookings have the same number: {', '.join(of_number)}"
