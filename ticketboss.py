@@ -4165,8 +4165,9 @@ def create_booking(sent: BookingBody) -> Response:
     )
     try:
         sale = app.box_office.sell(event_id, order, "when sold out", caller())
-    except NotEnoughSeats:
-        abort(409, "Not enough tickets available to fulfill your request.")
+    except NotEnoughSeats as error:
+        error.args = ("Not enough tickets available to fulfill your request.",)
+        raise
     set_sale_headers(sale, event_id)
     answer = booking_json(cast("Reservation", sale.reservation))
     if sale.position:
@@ -4218,19 +4219,20 @@ def cancel_booking(sent: CancelledTickets, number: str) -> Response:
             event_id, reservation_id, sent.tickets_to_cancel, caller()
         )
     except BadSeatCount as error:
-        if error.held == 1:
-            abort(400, "You hold 1 ticket: ticketsToCancel must be 1")
-        abort(
-            400,
-            f"You hold {error.held} tickets: ticketsToCancel must be between 1 and "
-            f"{error.held}",
-        )
+        range_text = "1 ticket: ticketsToCancel must be 1"
+        if error.held > 1:
+            range_text = (
+                f"{error.held} tickets: ticketsToCancel must be between 1 and "
+                f"{error.held}"
+            )
+        error.args = (f"You hold {range_text}",)
+        raise
     except NotFound as error:
-        raise NotFound(NO_BOOKING) from error
+        error.args = (NO_BOOKING,)
+        raise
     except NotAllowed as error:
-        raise NotAllowed(
-            "Only its owner or an admin may change this booking."
-        ) from error
+        error.args = ("Only its owner or an admin may change this booking.",)
+        raise
     set_outcome_headers(outcome)
     return envelope("Booking cancelled successfully.")
 

@@ -513,6 +513,7 @@ def test_a_booking_of_more_tickets_than_are_left_is_not_sold_in_part(
         409,
         {"message": TOO_FEW, "error": True},
     )
+    assert answer.headers["X-Attempts"] == "1"
     assert saved() == before
     assert booked(v1, event_id, 2)[1] == "completed"
     assert status(v1, event_id) == (0, 0)
