@@ -4356,7 +4356,8 @@ def openapi() -> Body:
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
-            "schemas": schemas | {name: shape_schema(SHAPES[name]) for name in SHAPES},
+            "schemas": schemas
+            | {name: shape_schema(text) for name, text in SHAPES.items()},
             "headers": headers,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
@@ -4944,7 +4945,11 @@ class UncheckedStore(Store):
 
     def swap(self, seen: Snapshot, wanted: Database) -> bool:  # noqa: ARG002 -- that is it
         """Write `wanted` over the present content, changed or not."""
-        with self._mutex, self._temp_file(self._encode(wanted)) as temp_path:
+        is_private = wanted.has_password_hashes
+        with (
+            self._mutex,
+            self._temp_file(self._encode(wanted), is_private=is_private) as temp_path,
+        ):
             os.replace(temp_path, self.path)
         return True
 
@@ -5754,8 +5759,8 @@ def urls_of(host: str, sockets: list[socket.socket]) -> list[str]:
         names = [address]
         if ipaddress.ip_address(address).is_unspecified:
             names = own_addresses(one.family)
-        hosts = [f"[{name}]" if ":" in name else name for name in names]
-        urls += [f"http://{host}:{port}" for host in hosts]
+        names = [f"[{name}]" if ":" in name else name for name in names]
+        urls += [f"http://{name}:{port}" for name in names]
     return urls
 
 
@@ -6173,8 +6178,8 @@ def heard_signals(wake: Callable[[], None]) -> list[int]:
 
 def print_banner(app: App, urls: list[str]) -> None:
     """Print the event, the URLs and two commands to try."""
-    accounts = app.box_office.database().accounts
-    event = app.box_office.database().document(None).event
+    database = app.box_office.database()
+    event = database.document(None).event
     if app.settings.unchecked:
         warning = (
             "NO CHECK: the last save wins, and sales get lost. The server pauses "
@@ -6182,7 +6187,7 @@ def print_banner(app: App, urls: list[str]) -> None:
             "stops."
         )
         click.secho(warning, fg="red", bold=True)
-    elif first_is_admin(app.settings) and not accounts.members:
+    elif first_is_admin(app.settings) and not database.accounts.members:
         click.echo("The first account registered from this machine will be an admin.")
     elif not (app.settings.loopback or app.settings.require_login):
         click.echo(
