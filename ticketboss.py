@@ -6,7 +6,8 @@
 # ///
 """TicketBoss sells the seats of events over HTTP and never sells a seat twice.
 
-Run it:   python ticketboss.py
+Run it:   uv run ticketboss.py
+      or  pip install -r requirements.txt, then python ticketboss.py
 Try it:   curl -d '{"partnerId":"abc-corp","seats":3}' localhost:3000/reservations
 
 Everything is stored in one readable file, db.json. Any number of threads and

@@ -23,6 +23,14 @@ def order(name, seats=1):
     return Reservation(name, 'a "partner", {odd}\n', seats, "waitlisted", ts=AT)
 
 
+def sell(store, name):
+    """The document after a sale of one seat."""
+    seen = store.load()
+    sold = seen.database.document(None).reserve(order(name))
+    assert store.swap(seen, seen.database.with_document(sold))
+    return sold
+
+
 def after_step(database, step, which, name):
     """The database after one step; None if it cannot be taken."""
     key = [*database.documents][which % len(database.documents)]
@@ -120,16 +128,12 @@ def test_a_file_in_another_layout_is_read_and_then_written_in_ours(tmp_path):
     path = tmp_path / "db.json"
     store = Store(str(path))
     store.open(5)
-    seen = store.load()
-    sold = seen.database.document(None).reserve(order("a"))
-    assert store.swap(seen, seen.database.with_document(sold))
+    sold = sell(store, "a")
     ours = json.loads(path.read_text())
     for indent in None, 0, 2, 4, "\t":
         path.write_text(json.dumps(ours, indent=indent))
-        seen = store.load()
-        assert seen.database.document(None) == sold
-        more = seen.database.document(None).reserve(order("b"))
-        assert store.swap(seen, seen.database.with_document(more))
+        assert store.load().database.document(None) == sold
+        sell(store, "b")
         lines = path.read_text().splitlines()
         assert sum(line.startswith('    "') for line in lines) == 5 + 2
 
@@ -138,9 +142,7 @@ def test_a_field_that_occurs_twice_in_a_line_of_ours_is_refused(tmp_path):
     path = tmp_path / "db.json"
     store = Store(str(path))
     store.open(5)
-    seen = store.load()
-    sold = seen.database.document(None).reserve(order("a"))
-    assert store.swap(seen, seen.database.with_document(sold))
+    sell(store, "a")
     text = path.read_text()
     assert '"seats": 1' in text
     path.write_text(text.replace('"seats": 1', '"seats": 2, "seats": 1'))
@@ -173,13 +175,9 @@ def test_only_records_that_changed_are_encoded(tmp_path, monkeypatch):
     other = Store(store.path)
     other.load()
     store.load()
-    seen = other.load()
-    changed = seen.database.document(None).reserve(order("by another"))
-    assert other.swap(seen, seen.database.with_document(changed))
+    sell(other, "by another")
     encoded.clear()
-    seen = store.load()
-    changed = seen.database.document(None).reserve(order("after that"))
-    assert store.swap(seen, seen.database.with_document(changed))
+    sell(store, "after that")
     assert encoded == ["by another", "after that"]
 
 
@@ -191,6 +189,5 @@ def test_a_record_that_cannot_be_encoded_leaves_nothing_in_the_next_text(tmp_pat
     odd = sold.reserve(order("odd \ud800"))
     with pytest.raises(UnicodeEncodeError):
         store.swap(seen, seen.database.with_document(odd))
-    sold = seen.database.document(None).reserve(order("b"))
-    assert store.swap(seen, seen.database.with_document(sold))
+    sell(store, "b")
     assert [*Store(store.path).load().database.document(None).reservations] == ["b"]
