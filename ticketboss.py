@@ -5654,7 +5654,7 @@ def can_write(stream: Any) -> bool:
     """Whether a write would not wait, as for a paused terminal or an unread pipe."""
     try:
         return bool(select.select([], [stream], [], 0)[1])
-    except (OSError, ValueError):  # it is closed, or not a file
+    except (OSError, TypeError, ValueError):  # it is closed, none, or not a file
         return True
 
 
@@ -5672,7 +5672,8 @@ class LogHandler(logging.StreamHandler[Any]):
             self.missing += 1
             return
         if self.missing:
-            self.stream.write(f"{self.missing} lines of the log are missing here.\n")
+            text = f"{self.missing} lines of the log are missing here."
+            super().emit(logging.makeLogRecord({"msg": text}))
             self.missing = 0
         super().emit(record)
 

@@ -648,7 +648,9 @@ threading.Thread(target=show, daemon=True).start()
 
 
 @pytest.mark.parametrize(
-    "first", ["", PAUSED], ids=["a full pipe", "a paused terminal"]
+    "first",
+    ["", PAUSED, "import sys; sys.stderr = None", "import os; os.close(2)"],
+    ids=["a full pipe", "a paused terminal", "nowhere", "closed"],
 )
 def test_a_log_that_nobody_reads_stops_neither_an_answer_nor_the_end(db, first):
     server = Server(db, first=first)
