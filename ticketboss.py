@@ -1088,6 +1088,7 @@ class Store:
         self._mutex = threading.RLock()
         self._file_locks: dict[int, FileLock] = {}  # one for each process, by its id
         self._lock_fd = -1  # the descriptor of the lock file that we hold
+        self._folder_fd = -1  # the descriptor of the folder, while we hold the lock
         self._parsing = threading.Lock()  # held by the thread that parses a new file
         self._snapshot: Snapshot | None = None  # of the file as last seen
         self._written: Snapshot | None = None  # of the file that we renamed last
@@ -1224,27 +1225,17 @@ class Store:
         if not self._mutex.acquire(timeout=self._timeout_s):
             raise Contended("The lock was not free in time")
         try:
+            if self._folder_fd >= 0:  # this thread holds it already
+                yield self._folder_fd
+                return
             with _writing("The folder cannot be used", self._folder):
                 folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                with _writing("The lock cannot be used", self._lock_path):
-                    file_lock = self._file_lock()
-                    file_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
-                try:
-                    if not is_start:
-                        self._require_marked_lock()
+                with self._locked_file(deadline, is_start=is_start):
+                    self._folder_fd = folder_fd
                     yield folder_fd
-                    if is_start:  # a byte marks the lock as made by a start
-                        with _writing("The lock cannot be used", self._lock_path):
-                            os.ftruncate(self._lock_fd, 1)
-                finally:
-                    # The change is already made. But a lock that is not released shuts
-                    # out everybody else for ever, so try a second time if need be.
-                    for _ in range(2):
-                        with suppress(OSError):
-                            file_lock.release()
-                            break
             finally:
+                self._folder_fd = -1
                 with suppress(OSError):
                     os.close(folder_fd)
         except Unwritable as error:
@@ -1252,6 +1243,26 @@ class Store:
             raise
         finally:
             self._mutex.release()
+
+    @contextmanager
+    def _locked_file(self, deadline: float, *, is_start: bool) -> Iterator[None]:
+        with _writing("The lock cannot be used", self._lock_path):
+            file_lock = self._file_lock()
+            file_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        try:
+            if not is_start:
+                self._require_marked_lock()
+            yield
+            if is_start:  # a byte marks the lock as made by a start
+                with _writing("The lock cannot be used", self._lock_path):
+                    os.ftruncate(self._lock_fd, 1)
+        finally:
+            # The change is already made. But a lock that is not released shuts out
+            # everybody else for ever, so try a second time if need be.
+            for _ in range(2):
+                with suppress(OSError):
+                    file_lock.release()
+                    break
 
     def _file_lock(self) -> FileLock:
         # One FileLock per process (a forked copy guards nothing), on a file that is
