@@ -5974,8 +5974,8 @@ def exit_with_message(db: str) -> Iterator[None]:
             advice = "Stop that process, or try again when it is done."
         text = f"{place}: {error}"
         cause = error.__cause__
-        if cause is not None and not isinstance(cause, OSError):  # of the database
-            text += ": " + str(cause).partition("\n")[0]
+        if not isinstance(cause, (OSError, MemoryError, type(None))):
+            text += ": " + str(cause).partition("\n")[0]  # what the database said
         raise click.ClickException(f"{text}. {advice}" if advice else text) from None
 
 

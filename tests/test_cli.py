@@ -959,3 +959,13 @@ def test_one_server_is_stopped_while_another_keeps_selling(serve, saved):
         "availableSeats": 494,
         "version": 2,
     }
+
+
+def test_a_command_without_memory_says_why_and_nothing_behind_it():
+    with (
+        pytest.raises(click.ClickException) as ended,
+        ticketboss.exit_with_message("db.json"),
+    ):
+        text = "db.json cannot be read: MemoryError"
+        raise ticketboss.Unavailable(text, "/here/db.json") from MemoryError()
+    assert ended.value.message == f"/here/db.json: {text}"
